@@ -1,0 +1,1 @@
+"""Converters between published PyTorch checkpoints and fdjax parameters."""

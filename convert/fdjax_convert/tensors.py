@@ -1,0 +1,144 @@
+"""Tensors that are read when asked for, and the checks on their values."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Collection
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+_CHUNK = 1 << 20  # elements per pass: the temporaries of a check stay in the cache
+
+_NUMBER = re.compile(r"(?<=[._/])([0-9]+)(?=[./]|$)")
+
+_EXPONENT_BITS = {
+    np.dtype(np.float16): (np.uint16, 0x7C00),
+    np.dtype(ml_dtypes.bfloat16): (np.uint16, 0x7F80),
+    np.dtype(np.float32): (np.uint32, 0x7F800000),
+    np.dtype(np.float64): (np.uint64, 0x7FF0000000000000),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+    """One tensor of a checkpoint: its shape and dtype now, its values on request.
+
+    Attributes:
+        shape: Sizes, outermost first.
+        dtype: Element type as stored; bfloat16 and the float8 types are `ml_dtypes`.
+        load: Returns the values. What it returns may be a read-only view of the file.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    load: Callable[[], np.ndarray] = dataclasses.field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values in bytes."""
+        return self.size * self.dtype.itemsize
+
+    def read(self) -> np.ndarray:
+        """Returns the values: `dtype[shape]`, possibly a read-only view of the file."""
+        array = self.load()
+        if array.shape != self.shape or array.dtype != self.dtype:
+            raise ValueError(
+                f"the file holds {array.dtype}{list(array.shape)} where its header "
+                f"promises {self.dtype}{list(self.shape)}"
+            )
+        return array
+
+
+def as_lazy(value: Any) -> LazyTensor:
+    """Wraps an array; a `LazyTensor` is returned as it is."""
+    if isinstance(value, LazyTensor):
+        return value
+    array = np.asarray(value)
+    return LazyTensor(array.shape, array.dtype, lambda: array)
+
+
+def is_float(dtype: Any) -> bool:
+    """Whether `dtype` is a real floating type, the `ml_dtypes` ones included."""
+    dtype = np.dtype(dtype)
+    if dtype.kind == "f":
+        return True
+    try:
+        ml_dtypes.finfo(dtype)
+    except ValueError:
+        return False
+    return dtype.kind == "V"
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether no element is NaN or infinite.
+
+    Looks at the exponent bits, so that it needs no conversion and little memory.
+    """
+    if not is_float(array.dtype):
+        return True
+    if array.dtype not in _EXPONENT_BITS:
+        return bool(np.isfinite(array.astype(np.float32)).all())
+    unsigned, mask = _EXPONENT_BITS[array.dtype]
+    # Element order does not matter: take the view that is contiguous in memory.
+    bits = array.T if array.flags.f_contiguous else np.ascontiguousarray(array)
+    bits = bits.view(unsigned).reshape(-1)
+    mask = unsigned(mask)
+    return not any(
+        bool(((bits[start : start + _CHUNK] & mask) == mask).any())
+        for start in range(0, bits.size, _CHUNK)
+    )
+
+
+def cast(array: np.ndarray, dtype: Any) -> np.ndarray:
+    """Casts floating values to `dtype`; integers and None as `dtype` change nothing."""
+    if dtype is None or not is_float(array.dtype) or array.dtype == np.dtype(dtype):
+        return array
+    with np.errstate(over="ignore"):  # an overflow is reported by name: `is_finite`
+        return array.astype(dtype)
+
+
+def summarize(keys: Collection[str]) -> list[str]:
+    """Folds numbered keys into ranges: `blocks.[0-29].ffn.0.weight (30)`.
+
+    Returns:
+        One line per family of keys that differ in numbers only, in order of
+        appearance. Families of up to three keys are listed key by key.
+    """
+    families: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
+    members: dict[tuple[str, ...], list[str]] = {}
+    for key in keys:
+        words, numbers = _split_numbers(key)
+        families.setdefault(words, []).append(numbers)
+        members.setdefault(words, []).append(key)
+    lines = []
+    for words, numbers in families.items():
+        if len(numbers) <= 3:
+            lines.extend(members[words])
+            continue
+        ranges = [
+            _as_range(sorted(set(column))) for column in zip(*numbers, strict=True)
+        ]
+        text = words[0] + "".join(r + w for r, w in zip(ranges, words[1:], strict=True))
+        lines.append(f"{text} ({len(numbers)})")
+    return lines
+
+
+def _split_numbers(key: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Splits at layer numbers: `a.10.b` -> (("a.", ".b"), (10,)); `a_1/b` alike."""
+    parts = _NUMBER.split(key)
+    return tuple(parts[::2]), tuple(map(int, parts[1::2]))
+
+
+def _as_range(values: list[int]) -> str:
+    """Writes sorted integers: 3 -> `3`, 0..29 -> `[0-29]`, else `[0,2,5]`."""
+    if len(values) == 1:
+        return str(values[0])
+    if values[-1] - values[0] == len(values) - 1:
+        return f"[{values[0]}-{values[-1]}]"
+    return "[" + ",".join(map(str, values)) + "]"

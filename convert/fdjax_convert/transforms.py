@@ -1,0 +1,173 @@
+"""Named bijections between the values of a published tensor and of a Flax parameter."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """A bijection on arrays, or on tuples of them.
+
+    Both directions keep the dtype and move values only. A rule with several sources
+    passes a tuple to `to_flax`; one with several targets gets a tuple from it.
+
+    Attributes:
+        name: Shown in reports and error messages.
+        to_flax: From the published layout to the Flax one; may return a view.
+        to_torch: Its inverse.
+    """
+
+    name: str
+    to_flax: Callable[[Any], Any] = dataclasses.field(repr=False)
+    to_torch: Callable[[Any], Any] = dataclasses.field(repr=False)
+
+
+def _same(value):
+    return value
+
+
+IDENTITY = Transform("identity", _same, _same)
+"""Values as they are."""
+
+
+def transpose(*axes: int) -> Transform:
+    """Flax axis i is published axis `axes[i]`."""
+    inverse = tuple(int(axis) for axis in np.argsort(axes))
+
+    def check(array):
+        if array.ndim != len(axes):
+            raise ValueError(f"must have {len(axes)} axes, has shape {array.shape}")
+        return array
+
+    return Transform(
+        f"transpose{axes}",
+        lambda array: check(array).transpose(axes),
+        lambda array: check(array).transpose(inverse),
+    )
+
+
+LINEAR = dataclasses.replace(transpose(1, 0), name="linear")
+"""Linear weight [out, in] -> kernel [in, out]."""
+
+CONV1D = dataclasses.replace(transpose(2, 1, 0), name="conv1d")
+"""Convolution weight [out, in, t] -> kernel [t, in, out]."""
+
+CONV2D = dataclasses.replace(transpose(2, 3, 1, 0), name="conv2d")
+"""Convolution weight [out, in, h, w] -> kernel [h, w, in, out]."""
+
+CONV3D = dataclasses.replace(transpose(2, 3, 4, 1, 0), name="conv3d")
+"""Convolution weight [out, in, t, h, w] -> kernel [t, h, w, in, out]."""
+
+
+def chain(*transforms: Transform) -> Transform:
+    """Applies `transforms` in order (and their inverses in reverse)."""
+
+    def to_flax(value):
+        for transform in transforms:
+            value = transform.to_flax(value)
+        return value
+
+    def to_torch(value):
+        for transform in reversed(transforms):
+            value = transform.to_torch(value)
+        return value
+
+    return Transform(" > ".join(t.name for t in transforms), to_flax, to_torch)
+
+
+def each(transform: Transform) -> Transform:
+    """Applies `transform` to every array of a tuple."""
+    return Transform(
+        f"each {transform.name}",
+        lambda values: tuple(transform.to_flax(value) for value in values),
+        lambda values: tuple(transform.to_torch(value) for value in values),
+    )
+
+
+def split(count: int, axis: int = 0) -> Transform:
+    """One array -> `count` equal parts along `axis` (fused qkv -> q, k, v)."""
+
+    def to_flax(array):
+        if array.shape[axis] % count:
+            raise ValueError(
+                f"axis {axis} must be divisible by {count}, shape {array.shape}"
+            )
+        return tuple(np.split(array, count, axis))
+
+    return Transform(
+        f"split({count}, axis={axis})",
+        to_flax,
+        lambda arrays: np.concatenate(arrays, axis),
+    )
+
+
+def concatenate(count: int, axis: int = 0) -> Transform:
+    """`count` arrays of one shape -> one, along `axis` (q, k, v -> fused qkv)."""
+    inverse = split(count, axis)
+    return Transform(
+        f"concatenate({count}, axis={axis})", inverse.to_torch, inverse.to_flax
+    )
+
+
+def squeeze(*axes: int) -> Transform:
+    """Removes axes of size 1: `squeeze(0)` turns [1, 6, M] into [6, M]."""
+    return Transform(
+        f"squeeze{axes}",
+        lambda array: np.squeeze(array, axes),
+        lambda array: np.expand_dims(array, axes),
+    )
+
+
+def expand_dims(*axes: int) -> Transform:
+    """Inserts axes of size 1, at their places in the result."""
+    inverse = squeeze(*axes)
+    return Transform(f"expand_dims{axes}", inverse.to_torch, inverse.to_flax)
+
+
+def conv_as_matrix(*window: int) -> Transform:
+    """Convolution weight [out, in, *window] -> kernel [in * window, out].
+
+    For a convolution whose stride is its window, applied as a matrix to patches whose
+    features are ordered channel first, then the window's axes.
+    """
+
+    def to_flax(array):
+        if array.shape[2:] != window:
+            raise ValueError(f"the window must be {window}, shape {array.shape}")
+        return array.reshape(array.shape[0], -1).T
+
+    def to_torch(array):
+        return array.T.reshape(array.shape[1], -1, *window)
+
+    return Transform(f"conv_as_matrix{window}", to_flax, to_torch)
+
+
+def regroup(sizes: Sequence[int], order: Sequence[int]) -> Transform:
+    """Reorders axis 0, read as axes of the given `sizes`, into `order`.
+
+    One size may be -1. The rows of Wan's head, stored as (1, 2, 2, channel), become
+    (channel, 1, 2, 2) by `regroup((1, 2, 2, -1), (3, 0, 1, 2))`.
+    """
+    sizes, order = tuple(sizes), tuple(order)
+    inverse_order = tuple(int(axis) for axis in np.argsort(order))
+
+    def permute(array, grouped_sizes, axes):
+        if array.shape[0] % abs(math.prod(grouped_sizes)):
+            raise ValueError(
+                f"axis 0 must be divisible by {abs(math.prod(grouped_sizes))}, "
+                f"shape {array.shape}"
+            )
+        rest = array.shape[1:]
+        grouped = array.reshape(*grouped_sizes, *rest)
+        tail = range(len(axes), len(axes) + len(rest))
+        return grouped.transpose(*axes, *tail).reshape(array.shape)
+
+    return Transform(
+        f"regroup({sizes} -> {order})",
+        lambda array: permute(array, sizes, order),
+        lambda array: permute(array, [sizes[axis] for axis in order], inverse_order),
+    )
