@@ -1,0 +1,1 @@
+"""TAEHV and LightTAE: tiny causal video autoencoders for Wan latents."""
