@@ -1,6 +1,7 @@
 """The deterministic fill gives its own published check values."""
 
 import numpy as np
+
 from tests import golden
 
 
