@@ -1,6 +1,7 @@
 """Source patterns and target templates that can be read in both directions."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 
@@ -28,6 +29,7 @@ class Pattern:
         )
 
 
+@functools.cache
 def parse_pattern(source: str) -> Pattern:
     """Takes a source pattern apart; refuses what could not be inverted."""
     template: list[str | int] = []
@@ -91,15 +93,9 @@ def _group_end(source: str, start: int) -> int:
         if source[position] == "\\":
             position += 1
         elif source[position] == "(":
-            named = source.startswith("(?", position)
-            if (
-                named
-                and not source.startswith("(?:", position)
-                or (depth and not named)
-            ):
+            plain = not source.startswith("(?", position)
+            if plain == (depth > 0) or (depth and source[position + 2] != ":"):
                 raise ValueError(f"only plain, unnested groups in pattern {source!r}")
-            if not depth and named:
-                raise ValueError(f"'(?:' outside a capture group in {source!r}")
             depth += 1
         elif source[position] == ")":
             depth -= 1

@@ -17,11 +17,27 @@ accounts for every key and every leaf, `to_torch` writes the published layout ag
 """
 
 import dataclasses
+import functools
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
-from fdjax_convert.patterns import parse_pattern, references
+import numpy as np
+from flax import traverse_util
+
+from fdjax_convert.patterns import (
+    fill_target,
+    parse_pattern,
+    references,
+    target_pattern,
+)
+from fdjax_convert.problems import Problems
+from fdjax_convert.tensors import LazyTensor, as_lazy, cast, is_finite
 from fdjax_convert.transforms import IDENTITY, LINEAR, Transform
+
+_CHECK_VALUES_BELOW = 1 << 30
+# Bytes. A checkpoint that does not fit is refused before its values are read, but the
+# values of a small one are looked at first: one message then names the NaNs as well.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,3 +145,320 @@ def norm(source: str, target: str, *, bias: bool = False) -> tuple[Rule, ...]:
     """Rules of a normalisation: weight -> scale, bias -> bias if there is one."""
     scale = Rule(source + r"\.weight", target + "/scale")
     return (scale, Rule(source + r"\.bias", target + "/bias"))[: 1 + bias]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One application of a rule: these keys give these leaves.
+
+    Attributes:
+        rule: The rule.
+        keys: Source keys, in the order of the rule's sources.
+        paths: Paths of the leaves, in the order of the rule's targets.
+    """
+
+    rule: Rule
+    keys: tuple[str, ...]
+    paths: tuple[str, ...]
+
+    def to_flax(self, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """The leaves, from the tensors."""
+        one = isinstance(self.rule.source, str)
+        result = self.rule.transform.to_flax(arrays[0] if one else tuple(arrays))
+        return result if isinstance(result, tuple) else (result,)
+
+
+class Conversion:
+    """A checkpoint matched with a table and a target; nothing has been read yet.
+
+    Building it checks all keys, leaves and shapes. `leaves()` then reads tensor by
+    tensor.
+
+    Args:
+        source: Tensors by key, wrappers and prefixes removed.
+        rules: The table.
+        target_shapes: Nested dict of `jax.ShapeDtypeStruct`: what has to be filled.
+        dtype: Type to cast floating tensors to; None keeps what is stored.
+
+    Raises:
+        ConversionError: With every key that no rule or more than one rule matches,
+            every leaf that is not filled or filled twice, and every wrong shape.
+    """
+
+    def __init__(
+        self,
+        source: Mapping[str, Any],
+        rules: Sequence[Rule],
+        target_shapes: Mapping[str, Any],
+        dtype: Any = None,
+    ):
+        self.source = {key: as_lazy(value) for key, value in source.items()}
+        self.targets = traverse_util.flatten_dict(target_shapes, sep="/")
+        self.dtype = None if dtype is None else np.dtype(dtype)
+        self.steps: list[Step] = []
+        self.duplicates: list[Step] = []
+        problems = Problems()
+        self._match(rules, problems)
+        self._check_shapes(problems)
+        if problems and self.source_bytes < _CHECK_VALUES_BELOW:
+            for step in self.steps + self.duplicates:
+                self._read(step, problems)
+        problems.check()
+
+    @property
+    def source_bytes(self) -> int:
+        """Size in bytes of the tensors that are used."""
+        keys = (key for step in self.steps for key in step.keys)
+        return sum(self.source[key].nbytes for key in keys)
+
+    def leaves(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Reads the tensors and yields (path, value), in the order of the file.
+
+        Values may be read-only views of the file. NaNs, infinities and aliases that
+        differ are reported together at the end, so use the leaves only when the
+        iteration has come to its end.
+        """
+        problems = Problems()
+        for step in self.steps:
+            arrays = self._read(step, problems)
+            results = step.to_flax(arrays)
+            for path, array in zip(step.paths, results, strict=True):
+                narrow = cast(array, self.dtype)
+                if narrow is not array and is_finite(array) and not is_finite(narrow):
+                    problems.add(step.keys[0], f"overflows in {self.dtype}")
+                yield path, narrow
+        self._check_duplicates(problems)
+        problems.check()
+
+    def _match(self, rules: Sequence[Rule], problems: Problems) -> None:
+        """Finds the rule of every key and the key of every leaf."""
+        found: dict[tuple[int, tuple[str, ...]], dict[int, str]] = {}
+        patterns = [
+            (index, slot, re.compile(source))
+            for index, rule in enumerate(rules)
+            for slot, source in enumerate(rule.sources)
+        ]
+        for key in self.source:
+            hits = [
+                (index, slot, match)
+                for index, slot, pattern in patterns
+                if (match := pattern.fullmatch(key))
+            ]
+            if not hits:
+                problems.add(key, "unknown key, no rule matches it")
+            elif len(hits) > 1:
+                names = " and ".join(rules[i].sources[slot] for i, slot, _ in hits)
+                problems.add(key, f"matched by several rules: {names}")
+            elif not isinstance(rules[hits[0][0]].target, Drop):
+                index, slot, match = hits[0]
+                found.setdefault((index, match.groups()), {})[slot] = key
+        steps = []
+        for (index, values), slots in found.items():
+            rule = rules[index]
+            keys = [parse_pattern(source).fill(values) for source in rule.sources]
+            for slot, key in enumerate(keys):
+                if slot not in slots:
+                    problems.add(
+                        key, f"missing, needed with {next(iter(slots.values()))}"
+                    )
+            if len(slots) == len(keys):
+                paths = tuple(fill_target(target, values) for target in rule.targets)
+                steps.append(Step(rule, tuple(keys), paths))
+        self._fill(rules, steps, problems)
+
+    def _fill(
+        self, rules: Sequence[Rule], steps: Sequence[Step], problems: Problems
+    ) -> None:
+        """Settles which step fills which leaf; aliases give way to the real names."""
+        filled: dict[str, str] = {}
+        for step in sorted(steps, key=lambda step: step.rule.alias):
+            if step.rule.alias and all(path in filled for path in step.paths):
+                self.duplicates.append(step)
+                continue
+            self.steps.append(step)
+            for path in step.paths:
+                if path not in self.targets:
+                    problems.add(step.keys[0], f"fills {path}, which does not exist")
+                elif path in filled:
+                    problems.add(path, f"filled by {filled[path]} and {step.keys[0]}")
+                filled.setdefault(path, step.keys[0])
+        for path in self.targets:
+            if path not in filled:
+                names = " or ".join(_keys_of(path, rules)) or "no rule gives it"
+                problems.add(path, f"not filled, missing key: {names}")
+
+    def _check_shapes(self, problems: Problems) -> None:
+        """Runs the transforms on stand-ins that take one byte per element at most."""
+        for step in self.steps + self.duplicates:
+            tensors = [self.source[key] for key in step.keys]
+            stand_ins = [np.broadcast_to(np.False_, tensor.shape) for tensor in tensors]
+            given = ", ".join(str(list(tensor.shape)) for tensor in tensors)
+            try:
+                results = step.to_flax(stand_ins)
+            except ValueError as error:
+                name = step.rule.transform.name
+                problems.add(
+                    step.keys[0], f"shape {given} does not suit {name}: {error}"
+                )
+                continue
+            for path, result in zip(step.paths, results, strict=True):
+                wanted = self.targets.get(path)
+                if wanted is not None and tuple(wanted.shape) != result.shape:
+                    problems.add(
+                        step.keys[0],
+                        f"shape {given} gives {list(result.shape)}, the architecture "
+                        f"has {list(wanted.shape)}",
+                    )
+
+    def _read(self, step: Step, problems: Problems) -> list[np.ndarray]:
+        """Reads the tensors of one step and looks for NaNs and infinities."""
+        arrays = [self.source[key].read() for key in step.keys]
+        for key, array in zip(step.keys, arrays, strict=True):
+            if not is_finite(array):
+                problems.add(key, "holds NaN or infinite values")
+        return arrays
+
+    def _check_duplicates(self, problems: Problems) -> None:
+        """Compares every alias with the tensor that was used."""
+        used = {path: step for step in self.steps for path in step.paths}
+        for alias in self.duplicates:
+            values = alias.to_flax(self._read(alias, problems))
+            for path, value in zip(alias.paths, values, strict=True):
+                step = used[path]
+                arrays = [self.source[key].read() for key in step.keys]
+                other = step.to_flax(arrays)[step.paths.index(path)]
+                if not np.array_equal(value, other):
+                    problems.add(alias.keys[0], f"must equal {step.keys[0]}")
+
+
+def convert(
+    source: Mapping[str, Any],
+    rules: Sequence[Rule],
+    target_shapes: Mapping[str, Any],
+    dtype: Any = None,
+) -> dict[str, Any]:
+    """Turns a checkpoint into params (nested dicts of numpy arrays).
+
+    Args:
+        source: Tensors by key, wrappers and prefixes removed: arrays or `LazyTensor`s.
+        rules: The table.
+        target_shapes: Nested dict of `jax.ShapeDtypeStruct`, from `jax.eval_shape`.
+        dtype: Type to cast floating tensors to; None keeps what is stored.
+
+    Returns:
+        Params of the structure of `target_shapes`, in memory of their own.
+
+    Raises:
+        ConversionError: If key, leaf, shape or value does not fit; lists all problems.
+    """
+    leaves = {
+        path: np.array(value, order="C")
+        for path, value in Conversion(source, rules, target_shapes, dtype).leaves()
+    }
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def to_torch(params: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, np.ndarray]:
+    """Writes params back in the layout of the table: the inverse of `convert`.
+
+    Args:
+        params: Nested dict of arrays.
+        rules: The table. Dropped keys and aliases are not written.
+
+    Returns:
+        Arrays by published key, dtype kept.
+
+    Raises:
+        ConversionError: With every leaf that no rule or more than one rule explains.
+    """
+    return {
+        key: np.ascontiguousarray(tensor.read())
+        for key, tensor in export(params, rules).items()
+    }
+
+
+def export(params: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, LazyTensor]:
+    """`to_torch`, tensor by tensor: nothing is transformed before it is read."""
+    problems = Problems()
+    leaves = traverse_util.flatten_dict(params, sep="/")
+    written: dict[str, LazyTensor] = {}
+    for rule, keys, paths in _inverse_steps(leaves, rules, problems):
+        stand_ins = [np.broadcast_to(np.False_, leaves[path].shape) for path in paths]
+        try:
+            results = _to_torch(rule, stand_ins)
+        except ValueError as error:
+            problems.add(paths[0], f"does not suit {rule.transform.name}: {error}")
+            continue
+        dtype = np.dtype(leaves[paths[0]].dtype)
+        arrays = [leaves[path] for path in paths]
+        for slot, (key, result) in enumerate(zip(keys, results, strict=True)):
+            load = functools.partial(_load, rule, arrays, slot)
+            written[key] = LazyTensor(result.shape, dtype, load)
+    problems.check()
+    return written
+
+
+def _inverse_steps(
+    leaves: Mapping[str, Any], rules: Sequence[Rule], problems: Problems
+) -> Iterator[tuple[Rule, tuple[str, ...], tuple[str, ...]]]:
+    """Yields (rule, keys, paths) for every complete application of a rule."""
+    found: dict[tuple[int, tuple[str, ...]], set[str]] = {}
+    for path in leaves:
+        hits = list(_rules_of(path, rules))
+        if len(hits) == 1:
+            found.setdefault(hits[0], set()).add(path)
+        else:
+            problems.add(
+                path, "several rules write it" if hits else "no rule writes it"
+            )
+    for (index, values), present in found.items():
+        rule = rules[index]
+        paths = tuple(fill_target(target, values) for target in rule.targets)
+        for path in paths:
+            if path not in present:
+                problems.add(path, f"missing, needed with {next(iter(present))}")
+        if len(present) == len(paths):
+            keys = tuple(parse_pattern(source).fill(values) for source in rule.sources)
+            yield rule, keys, paths
+
+
+def _to_torch(rule: Rule, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """The tensors, from the leaves: the inverse of `Step.to_flax`."""
+    one = isinstance(rule.target, str)
+    result = rule.transform.to_torch(arrays[0] if one else tuple(arrays))
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _load(rule: Rule, leaves: Sequence[Any], slot: int) -> np.ndarray:
+    """Reads leaves and returns one of the tensors they make."""
+    return _to_torch(rule, [np.asarray(leaf) for leaf in leaves])[slot]
+
+
+def _rules_of(
+    path: str, rules: Sequence[Rule]
+) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yields (index, group values) of the rules that fill a leaf, aliases left out."""
+    for index, rule in enumerate(rules):
+        if rule.alias:
+            continue
+        for target in rule.targets:
+            pattern = _target_expression(target, parse_pattern(rule.sources[0]).groups)
+            if match := pattern.fullmatch(path):
+                values = (
+                    match[f"g{number + 1}"] for number in range(len(match.groups()))
+                )
+                yield index, tuple(values)
+
+
+def _keys_of(path: str, rules: Sequence[Rule]) -> list[str]:
+    """The keys that fill a leaf, written out."""
+    return [
+        parse_pattern(source).fill(values)
+        for index, values in _rules_of(path, rules)
+        for source in rules[index].sources
+    ]
+
+
+@functools.cache
+def _target_expression(target: str, groups: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(target_pattern(target, groups))

@@ -1,16 +1,13 @@
 """Tensors that are read when asked for, and the checks on their values."""
 
 import dataclasses
-import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 _CHUNK = 1 << 20  # elements per pass: the temporaries of a check stay in the cache
-
-_NUMBER = re.compile(r"(?<=[._/])([0-9]+)(?=[./]|$)")
 
 _EXPONENT_BITS = {
     np.dtype(np.float16): (np.uint16, 0x7C00),
@@ -101,44 +98,3 @@ def cast(array: np.ndarray, dtype: Any) -> np.ndarray:
         return array
     with np.errstate(over="ignore"):  # an overflow is reported by name: `is_finite`
         return array.astype(dtype)
-
-
-def summarize(keys: Collection[str]) -> list[str]:
-    """Folds numbered keys into ranges: `blocks.[0-29].ffn.0.weight (30)`.
-
-    Returns:
-        One line per family of keys that differ in numbers only, in order of
-        appearance. Families of up to three keys are listed key by key.
-    """
-    families: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
-    members: dict[tuple[str, ...], list[str]] = {}
-    for key in keys:
-        words, numbers = _split_numbers(key)
-        families.setdefault(words, []).append(numbers)
-        members.setdefault(words, []).append(key)
-    lines = []
-    for words, numbers in families.items():
-        if len(numbers) <= 3:
-            lines.extend(members[words])
-            continue
-        ranges = [
-            _as_range(sorted(set(column))) for column in zip(*numbers, strict=True)
-        ]
-        text = words[0] + "".join(r + w for r, w in zip(ranges, words[1:], strict=True))
-        lines.append(f"{text} ({len(numbers)})")
-    return lines
-
-
-def _split_numbers(key: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Splits at layer numbers: `a.10.b` -> (("a.", ".b"), (10,)); `a_1/b` alike."""
-    parts = _NUMBER.split(key)
-    return tuple(parts[::2]), tuple(map(int, parts[1::2]))
-
-
-def _as_range(values: list[int]) -> str:
-    """Writes sorted integers: 3 -> `3`, 0..29 -> `[0-29]`, else `[0,2,5]`."""
-    if len(values) == 1:
-        return str(values[0])
-    if values[-1] - values[0] == len(values) - 1:
-        return f"[{values[0]}-{values[-1]}]"
-    return "[" + ",".join(map(str, values)) + "]"

@@ -1,0 +1,87 @@
+"""Every problem of a checkpoint in one message."""
+
+import re
+from collections.abc import Collection, Sequence
+
+_NUMBER = re.compile(r"(?<=[._/])([0-9]+)(?=[./]|$)")
+
+
+class ConversionError(ValueError):
+    """Tensors and table do not fit; the message lists every problem.
+
+    Attributes:
+        problems: The problems, one line each; keys that differ in numbers are folded.
+    """
+
+    def __init__(self, problems: Sequence[str]):
+        self.problems = tuple(problems)
+        count = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
+        super().__init__(
+            f"the checkpoint does not fit, {count}:"
+            + "".join(f"\n  - {problem}" for problem in self.problems)
+        )
+
+
+class Problems:
+    """Collects problems by kind; keys that differ in numbers only become one line."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, list[str]] = {}
+
+    def add(self, key: str, what: str) -> None:
+        """Notes that `what` is wrong with `key`."""
+        self._keys.setdefault(what, []).append(key)
+
+    def check(self) -> None:
+        """Raises if there is any."""
+        lines = [
+            f"{name}: {what}"
+            for what, keys in self._keys.items()
+            for name in summarize(keys)
+        ]
+        if lines:
+            raise ConversionError(lines)
+
+    def __bool__(self):
+        return bool(self._keys)
+
+
+def summarize(keys: Collection[str]) -> list[str]:
+    """Folds numbered keys into ranges: `blocks.[0-29].ffn.0.weight (30)`.
+
+    Returns:
+        One line per family of keys that differ in numbers only, in order of
+        appearance. Families of up to three keys are listed key by key.
+    """
+    families: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
+    members: dict[tuple[str, ...], list[str]] = {}
+    for key in keys:
+        words, numbers = _split_numbers(key)
+        families.setdefault(words, []).append(numbers)
+        members.setdefault(words, []).append(key)
+    lines = []
+    for words, numbers in families.items():
+        if len(numbers) <= 3:
+            lines.extend(members[words])
+            continue
+        ranges = [
+            _as_range(sorted(set(column))) for column in zip(*numbers, strict=True)
+        ]
+        text = words[0] + "".join(r + w for r, w in zip(ranges, words[1:], strict=True))
+        lines.append(f"{text} ({len(numbers)})")
+    return lines
+
+
+def _split_numbers(key: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Splits at layer numbers: `a.10.b` -> (("a.", ".b"), (10,)); `a_1/b` alike."""
+    parts = _NUMBER.split(key)
+    return tuple(parts[::2]), tuple(map(int, parts[1::2]))
+
+
+def _as_range(values: list[int]) -> str:
+    """Writes sorted integers: 3 -> `3`, 0..29 -> `[0-29]`, else `[0,2,5]`."""
+    if len(values) == 1:
+        return str(values[0])
+    if values[-1] - values[0] == len(values) - 1:
+        return f"[{values[0]}-{values[-1]}]"
+    return "[" + ",".join(map(str, values)) + "]"
