@@ -1,0 +1,81 @@
+"""Norms and modulation of the Wan DiT, with float32 statistics and arithmetic."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fdjax.axes import Array
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, all of it in float32."""
+
+    eps: float
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[..., features], dtype kept."""
+        ones = nn.initializers.ones_init()
+        scale = self.param("scale", ones, x.shape[-1:], self.param_dtype)
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
+        return (y * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Affine layer normalisation over the last axis, all of it in float32."""
+
+    eps: float
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[..., features], dtype kept."""
+        shape = x.shape[-1:]
+        ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
+        scale = self.param("scale", ones, shape, self.param_dtype)
+        bias = self.param("bias", zeros, shape, self.param_dtype)
+        y = standardize(x, self.eps) * scale.astype(jnp.float32)
+        return (y + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+def standardize(x: Array, eps: float) -> Array:
+    """Zero mean and unit (biased) variance over the last axis.  float32."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, -1, keepdims=True)
+    return y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + eps)
+
+
+def modulate(x: Array, scale: Array, shift: Array) -> Array:
+    """x * (1 + scale) + shift, with one vector per group of consecutive tokens.
+
+    Args:
+        x: [B, L, M].
+        scale: float32[B, G, M]; G divides L. G is 1, the number of frames, or L.
+        shift: As `scale`.
+
+    Returns:
+        float32[B, L, M].
+    """
+    y = _group(x, scale.shape[1])
+    return (y * (1 + scale[:, :, None]) + shift[:, :, None]).reshape(x.shape)
+
+
+def add_gated(x: Array, update: Array, gate: Array) -> Array:
+    """x + gate * update, gate as `scale` of `modulate`; summed in float32, dtype of x.
+
+    Args:
+        x: The residual stream.  [B, L, M].
+        update: [B, L, M].
+        gate: float32[B, G, M].
+    """
+    y = (_group(update, gate.shape[1]) * gate[:, :, None]).reshape(x.shape)
+    return (x.astype(jnp.float32) + y).astype(x.dtype)
+
+
+def _group(x: Array, groups: int) -> Array:
+    """[B, L, M] to float32[B, G, L / G, M]."""
+    batch, length, width = x.shape
+    x = x.reshape(batch, groups, length // groups, width)
+    return x.astype(jnp.float32)

@@ -1,0 +1,54 @@
+"""Sinusoidal timestep features, exact to float32 for traced timesteps."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fdjax.axes import Array
+
+_HIGH_BITS = np.uint32(0xFFFFF000)  # sign, exponent and 11 mantissa bits of a float32
+
+
+def sinusoid(timestep: Array, dim: int) -> Array:
+    """Cosines, then sines, of the timestep at geometric frequencies.
+
+    Frequencies 10000^(-j / (dim / 2)); wan/modules/model.py of Wan-Video/Wan2.1, which
+    takes float64. A float32 product of 1000 and a frequency is off by 4e-5 radians, so
+    the angle is reduced to a fraction of a turn in pieces whose products are exact
+    (Cody and Waite, Software Manual for the Elementary Functions, 1980). The error is
+    below 1e-6 for timesteps up to 1000, whatever the compiler fuses.
+
+    Args:
+        timestep: In [0, 1000], any shape.  float32[...].
+        dim: Number of features, even.
+
+    Returns:
+        float32[..., dim].
+    """
+    high, middle, low = _turns_per_unit(dim // 2)
+    t = timestep.astype(jnp.float32)[..., None]
+    t_high = _keep_high_bits(t)
+    t_low = t - t_high
+    whole = t_high * high  # exact: 12 bits by 12 bits
+    rest = (t_high * middle + t_low * high) + (t_low * middle + t * low)
+    turns = (whole - jnp.round(whole)) + rest
+    angle = turns * np.float32(2 * np.pi)
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def _keep_high_bits(x: Array) -> Array:
+    """Clears the lower 12 mantissa bits of float32 values."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    return jax.lax.bitcast_convert_type(bits & _HIGH_BITS, jnp.float32)
+
+
+@functools.cache
+def _turns_per_unit(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The frequencies in turns, as a sum of three float32, the first two of 12 bits."""
+    exact = 10000.0 ** (-np.arange(count) / count) / (2 * np.pi)
+    high = (exact.astype(np.float32).view(np.uint32) & _HIGH_BITS).view(np.float32)
+    rest = exact - high
+    middle = (rest.astype(np.float32).view(np.uint32) & _HIGH_BITS).view(np.float32)
+    return high, middle, (rest - middle).astype(np.float32)
