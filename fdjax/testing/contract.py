@@ -1,0 +1,338 @@
+"""The contract suite: what every pipeline must hold, for tests of any method.
+
+Use it from a plug-in's own tests:
+
+    from fdjax import testing
+
+    CASE = testing.PipelineCase(config=tiny_config, initialize=initialize)
+
+    @pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
+    def test_contract(check):
+        check(CASE)
+
+Take a tiny config with random weights: each check runs a few chunks.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from fdjax.axes import Array, Params, PyTree
+from fdjax.pipeline import (
+    StreamInferencePipeline,
+    StreamInferencePipelineCache,
+    StreamInferencePipelineConfig,
+)
+
+# Reordered float32 sums of networks this small; relative to the output's scale.
+TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineCase:
+    """A pipeline under test.
+
+    Attributes:
+        config: A tiny config; its pipeline is run with random parameters.
+        initialize: `(pipeline, params, key) -> cache`, a fresh ready cache.
+        make_input: `(chunk index) -> input` of `generate`; None: no input.
+        num_chunks: Chunks per rollout; enough to pass the window.
+        new_conditions: `(pipeline, params) -> Conditions` of the same shapes but other
+            values, for a change of prompt; None: not tested.
+    """
+
+    config: StreamInferencePipelineConfig
+    initialize: Callable[
+        [StreamInferencePipeline, Params, Array], StreamInferencePipelineCache
+    ]
+    make_input: Callable[[int], PyTree] | None = None
+    num_chunks: int = 5
+    new_conditions: Callable[[StreamInferencePipeline, Params], Any] | None = None
+
+    @property
+    def pipeline(self) -> StreamInferencePipeline:
+        """The pipeline that the config describes."""
+        return self.config.setup()
+
+    def params(self) -> Params:
+        """Random parameters, the same at every call."""
+        return _params(self.config)
+
+    def cache(self, seed: int = 0) -> StreamInferencePipelineCache:
+        """A fresh cache."""
+        return self.initialize(self.pipeline, self.params(), jax.random.key(seed))
+
+    def input(self, index: int) -> PyTree:
+        """The input of chunk `index`."""
+        return None if self.make_input is None else self.make_input(index)
+
+    def run(
+        self, cache: StreamInferencePipelineCache, chunks: range, **options
+    ) -> tuple[StreamInferencePipelineCache, list[np.ndarray]]:
+        """Generates and finalizes; the videos are copied to the host."""
+        videos = []
+        for index in chunks:
+            cache, video = self.pipeline.generate(
+                self.params(), cache, self.input(index), **options
+            )
+            videos.append(np.asarray(video, np.float32))
+            cache = self.pipeline.finalize(self.params(), cache, **options)
+        return cache, videos
+
+
+@functools.lru_cache(maxsize=4)
+def _params(config: StreamInferencePipelineConfig) -> Params:
+    return config.setup().init_params(jax.random.key(7))
+
+
+def assert_close(actual: Any, desired: Any, tolerance: float = TOLERANCE):
+    """Asserts max |actual - desired| <= tolerance * max |desired|, and finite."""
+    actual, desired = np.asarray(actual), np.asarray(desired)
+    assert actual.shape == desired.shape, (actual.shape, desired.shape)
+    assert np.isfinite(actual).all(), "not finite"
+    scale = np.abs(desired).max()
+    error = np.abs(actual - desired).max()
+    assert error <= tolerance * scale, f"{error=} > {tolerance} * {scale=}"
+
+
+@contextlib.contextmanager
+def count_compilations() -> Iterator[Callable[[], int]]:
+    """Counts XLA compilations inside the block, by jax's own monitoring events."""
+    if not _COUNTER:
+        _COUNTER.append(0)
+        jax.monitoring.register_event_duration_secs_listener(_on_event)
+    start = _COUNTER[0]
+    yield lambda: _COUNTER[0] - start
+
+
+_COUNTER: list[int] = []
+
+
+def _on_event(name: str, *args, **kwargs):
+    if name == "/jax/core/compile/backend_compile_duration":
+        _COUNTER[0] += 1
+
+
+def check_output(case: PipelineCase):
+    """Video is finite, differs between chunks and has the promised frame count."""
+    pipeline = case.pipeline
+    _, videos = case.run(case.cache(), range(3))
+    for index, video in enumerate(videos):
+        assert np.isfinite(video).all()
+        assert video.std() > 0
+        if pipeline.decoder is not None:
+            num_latents = _num_latents(case)
+            expected = pipeline.decoder.num_output_frames(num_latents, index == 0)
+            assert video.shape[1] == expected, (video.shape, expected)
+    assert not np.array_equal(videos[1], videos[2])
+
+
+def _num_latents(case: PipelineCase) -> int:
+    model = case.pipeline.diffusion_model
+    cache = case.cache().transformer_cache
+
+    def latent(cache):
+        shape = model.transformer.latent_shape(cache)
+        return model.transformer.unpatchify(jax.numpy.zeros(shape), cache)
+
+    return jax.eval_shape(latent, cache).shape[1]
+
+
+def check_reproducible(case: PipelineCase):
+    """Same key, same bytes; another key, another video."""
+    _, first = case.run(case.cache(seed=0), range(3))
+    _, again = case.run(case.cache(seed=0), range(3))
+    _, other = case.run(case.cache(seed=1), range(3))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first[-1], other[-1])
+
+
+def check_fork(case: PipelineCase):
+    """`generate` and `finalize` leave the caller's cache as it was."""
+    pipeline, params = case.pipeline, case.params()
+    cache, _ = case.run(case.cache(), range(2))
+    before = _to_host(cache)
+    pending, first = pipeline.generate(params, cache, case.input(2))
+    pending_before = _to_host(pending)
+    pipeline.finalize(params, pending)
+    _assert_identical(_to_host(cache), before)
+    _assert_identical(_to_host(pending), pending_before)
+    _, again = pipeline.generate(params, cache, case.input(2))
+    assert np.array_equal(np.asarray(first), np.asarray(again))
+
+
+def check_resume(case: PipelineCase):
+    """A cache copied to the host and back goes on bit for bit."""
+    cache, _ = case.run(case.cache(), range(2))
+    _, unbroken = case.run(cache, range(2, case.num_chunks))
+    leaves, structure = jax.tree.flatten(cache)
+    leaves = [
+        jax.random.wrap_key_data(np.asarray(jax.random.key_data(leaf)))
+        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else jax.numpy.asarray(np.asarray(leaf))
+        for leaf in leaves
+    ]
+    _, resumed = case.run(structure.unflatten(leaves), range(2, case.num_chunks))
+    assert all(np.array_equal(a, b) for a, b in zip(unbroken, resumed, strict=True))
+
+
+def check_donate(case: PipelineCase):
+    """Working in place gives the same video and refuses the used-up cache."""
+    pipeline, params = case.pipeline, case.params()
+    chunks = range(case.num_chunks)
+    _, pure = case.run(case.cache(), chunks)
+    _, in_place = case.run(case.cache(), chunks, donate=True)
+    for desired, actual in zip(pure, in_place, strict=True):
+        assert_close(actual, desired)
+    used = case.cache()
+    pipeline.generate(params, used, case.input(0), donate=True)
+    _assert_refused("donate", lambda: pipeline.generate(params, used, case.input(0)))
+
+
+def check_order(case: PipelineCase):
+    """Calls out of order are refused before anything is compiled or run."""
+    pipeline, params = case.pipeline, case.params()
+    ready = case.cache()
+    pending, _ = pipeline.generate(params, ready, case.input(0))
+    with count_compilations() as compilations:
+        _assert_refused("generate", lambda: pipeline.finalize(params, ready))
+        _assert_refused(
+            "finalize", lambda: pipeline.generate(params, pending, case.input(1))
+        )
+        assert compilations() == 0
+
+
+def check_structure(case: PipelineCase):
+    """Shapes, dtypes and tree structure never change after the first chunk."""
+    pipeline, params = case.pipeline, case.params()
+    cache, _ = case.run(case.cache(), range(1))
+    ready = _signature(cache)
+    pending = None
+    for index in range(1, case.num_chunks):
+        cache, _ = pipeline.generate(params, cache, case.input(index))
+        assert pending in (None, _signature(cache))
+        pending = _signature(cache)
+        cache = pipeline.finalize(params, cache)
+        assert _signature(cache) == ready
+    assert int(cache.autoregressive_index) == case.num_chunks
+
+
+def check_compilations(case: PipelineCase):
+    """`generate` has two executables, first and later; `finalize` one; then none.
+
+    The network is compiled once, with the first chunk. The second chunk compiles
+    codecs only. Filling, steady state, a reset and a new prompt add nothing.
+    """
+    pipeline, params = case.pipeline, case.params()
+    inputs = [case.input(index) for index in range(case.num_chunks)]
+    jax.clear_caches()
+    cache = case.cache()
+    codecs = sum(part is not None for part in (pipeline.encoder, pipeline.decoder))
+    for index, input in enumerate(inputs):
+        limit = (codecs + 1, codecs)[index] if index < 2 else 0
+        with count_compilations() as compilations:
+            cache, _ = pipeline.generate(params, cache, input)
+            assert compilations() <= limit, (index, compilations(), limit)
+        with count_compilations() as compilations:
+            cache = pipeline.finalize(params, cache)
+            assert compilations() == (index == 0), (index, compilations())
+    if case.new_conditions is not None:
+        conditions = case.new_conditions(pipeline, params)
+        cache = pipeline.update_conditions(params, cache, conditions)
+        with count_compilations() as compilations:
+            cache, _ = pipeline.generate(params, cache, inputs[-1])
+            pipeline.finalize(params, cache)
+            assert compilations() == 0
+    cache = case.cache(seed=3)
+    with count_compilations() as compilations:
+        for input in inputs[:2]:
+            cache, _ = pipeline.generate(params, cache, input)
+            cache = pipeline.finalize(params, cache)
+        assert compilations() == 0
+
+
+def check_new_conditions(case: PipelineCase):
+    """A new prompt changes the next chunk; the old conditions give the old chunk."""
+    if case.new_conditions is None:
+        return
+    pipeline, params = case.pipeline, case.params()
+    cache, _ = case.run(case.cache(), range(2))
+    _, old = pipeline.generate(params, cache, case.input(2))
+    changed = pipeline.update_conditions(
+        params, cache, case.new_conditions(pipeline, params)
+    )
+    _, new = pipeline.generate(params, changed, case.input(2))
+    assert not np.array_equal(np.asarray(old), np.asarray(new))
+
+
+def check_rollout(case: PipelineCase):
+    """`rollout`, one scan, equals the Python loop."""
+    pipeline, params = case.pipeline, case.params()
+    inputs = None
+    if case.make_input is not None:
+        inputs = [case.input(index) for index in range(case.num_chunks)]
+    _, loop = case.run(case.cache(), range(case.num_chunks))
+    cache, scanned = jax.jit(pipeline.rollout, static_argnums=3)(
+        params, case.cache(), inputs, case.num_chunks
+    )
+    assert int(cache.autoregressive_index) == case.num_chunks
+    assert_close(np.asarray(scanned, np.float32), np.concatenate(loop, axis=1))
+
+
+def check_without_jit(case: PipelineCase):
+    """Compiled and operation by operation, with every scan a Python loop, agree."""
+    _, compiled = case.run(case.cache(), range(2))
+    with jax.disable_jit():
+        _, plain = case.run(case.cache(), range(2))
+    for desired, actual in zip(compiled, plain, strict=True):
+        assert_close(actual, desired)
+
+
+CHECKS: tuple[Callable[[PipelineCase], None], ...] = (
+    check_output,
+    check_reproducible,
+    check_fork,
+    check_resume,
+    check_donate,
+    check_order,
+    check_structure,
+    check_compilations,
+    check_new_conditions,
+    check_rollout,
+    check_without_jit,
+)
+"""Every check of the suite."""
+
+
+def _signature(cache: PyTree) -> tuple:
+    leaves, structure = jax.tree.flatten(cache)
+    return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+
+
+def _to_host(tree: PyTree) -> list[np.ndarray]:
+    return [
+        np.asarray(jax.random.key_data(leaf))
+        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else np.asarray(leaf).copy()
+        for leaf in jax.tree.leaves(tree)
+    ]
+
+
+def _assert_identical(actual: list[np.ndarray], desired: list[np.ndarray]):
+    for a, b in zip(actual, desired, strict=True):
+        assert np.array_equal(a, b)
+
+
+def _assert_refused(cure: str, call: Callable[[], Any]):
+    message = None
+    try:
+        call()
+    except ValueError as error:
+        message = str(error)
+    assert message is not None, "the call was not refused"
+    assert cure in message, f"{message!r} does not name the cure, {cure!r}"

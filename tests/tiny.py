@@ -1,0 +1,142 @@
+"""A smallest pipeline with every moving part, for tests of the runtime alone."""
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from fdjax.conditioner import Conditions
+from fdjax.config import InstantiateConfig
+from fdjax.decoder import StreamingDecoder
+from fdjax.diffusion import DiffusionModelConfig
+from fdjax.encoder import NullEncoderConfig
+from fdjax.pipeline import StreamInferencePipelineConfig
+from fdjax.schedulers.base import Scheduler
+from fdjax.transformer import Transformer
+
+
+@flax.struct.dataclass
+class Memory:
+    text: jax.Array
+    mean: jax.Array
+    scratch: jax.Array
+    height: int = flax.struct.field(pytree_node=False)
+    width: int = flax.struct.field(pytree_node=False)
+
+
+class MeanTransformer(Transformer):
+    """Sees the running mean of the committed chunks, the text and the control."""
+
+    def init_params(self, key):
+        channels = self.config.channels
+        return {"w": jax.random.normal(key, (channels, channels)) / channels}
+
+    def initialize_cache(self, params, conditions, height, width):
+        batch, channels = conditions.batch_size, self.config.channels
+        zeros = jnp.zeros((batch, height * width, channels))
+        text = conditions.text.mean(axis=1, keepdims=True)
+        return Memory(text, zeros, zeros, height=height, width=width)
+
+    def update_conditions(self, params, cache, conditions):
+        return cache.replace(text=conditions.text.mean(axis=1, keepdims=True))
+
+    def latent_shape(self, cache):
+        return cache.mean.shape
+
+    def predict_flow(self, params, latent, timestep, workspace, control):
+        hidden = latent + workspace.mean + workspace.text + timestep / 1000
+        if control is not None:
+            hidden = hidden + control[:, None, None]
+        return workspace.replace(scratch=hidden), jnp.tanh(hidden @ params["w"])
+
+    def append(self, params, latent, timestep, cache, control):
+        _, flow = self.predict_flow(params, latent, timestep, cache, control)
+        return cache.replace(mean=0.5 * cache.mean + 0.5 * flow)
+
+    def patchify(self, latent):
+        return latent.reshape(len(latent), -1, latent.shape[-1])
+
+    def unpatchify(self, latent, cache):
+        return latent.reshape(len(latent), 1, cache.height, cache.width, -1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeanTransformerConfig(InstantiateConfig):
+    _target: type = MeanTransformer
+
+    channels: int = 4
+
+
+class TwoStepScheduler(Scheduler):
+    num_draws = 2
+
+    def scan(self, carry, noise, predict_flow, step_noise):
+        def step(state, record):
+            carry, x = state
+            sigma, next_sigma, eps = record
+            carry, flow = predict_flow(carry, x, 1000 * sigma)
+            clean = x - sigma * flow
+            return (carry, (1 - next_sigma) * clean + next_sigma * eps), None
+
+        sigmas = jnp.array([1.0, 0.5]), jnp.array([0.5, 0.0])
+        draws = jnp.concatenate([step_noise, jnp.zeros_like(noise)[None]])
+        return jax.lax.scan(step, (carry, noise), (*sigmas, draws))[0]
+
+    def add_noise(self, clean, timestep, noise):
+        return clean + timestep / 1000 * (noise - clean)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TwoStepSchedulerConfig(InstantiateConfig):
+    _target: type = TwoStepScheduler
+
+
+class DoublingDecoder(StreamingDecoder):
+    """Each latent gives two frames; the first of a stream gives one."""
+
+    spatial_compression_ratio = 2
+    temporal_compression_ratio = 2
+
+    def init_params(self, key):
+        return {"w": jax.random.normal(key, (self.config.channels, 3))}
+
+    def initialize_cache(self, params, batch_size, height, width):
+        return ()
+
+    def decode(self, params, cache, latent):
+        video = jnp.tanh(latent @ params["w"])
+        video = jnp.repeat(jnp.repeat(video, 2, axis=2), 2, axis=3)
+        if cache == ():
+            return (video,), video
+        return (video,), jnp.concatenate([cache[0] + video, video], axis=1) / 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DoublingDecoderConfig(InstantiateConfig):
+    _target: type = DoublingDecoder
+
+    channels: int = 4
+
+
+CONFIG = StreamInferencePipelineConfig(
+    name="tiny",
+    diffusion_model=DiffusionModelConfig(
+        transformer=MeanTransformerConfig(),
+        scheduler=TwoStepSchedulerConfig(),
+        context_noise=100.0,
+    ),
+    encoder=NullEncoderConfig(),
+    decoder=DoublingDecoderConfig(),
+)
+
+
+def conditions(seed=1, batch_size=2):
+    key = jax.random.key(seed)
+    return Conditions(text=jax.random.normal(key, (batch_size, 3, 4)))
+
+
+def initialize(pipeline, params, key):
+    return pipeline.initialize_cache(
+        params, conditions=conditions(), pixel_height=6, pixel_width=8, key=key
+    )
