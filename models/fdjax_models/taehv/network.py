@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fdjax.config import InstantiateConfig
-from fdjax_models.taehv import layers
+from fdjax.nn import resample
+from fdjax.nn.conv import FrameConv
+from fdjax_models.taehv.layers import MemBlock, soft_clamp
 
 Memories = tuple[jax.Array, ...]
 """The last input frame of every memory block, [B, 1, H, W, C] each."""
@@ -104,23 +106,23 @@ class DecoderStage(nn.Module):
         """Maps [B, T, H, W, features] to [B, sT, fH, fW, out_features]."""
         carried = []
         for i, memory in enumerate(memories):
-            block = layers.MemBlock(self.features, dtype=self.dtype, name=f"blocks_{i}")
+            block = MemBlock(self.features, dtype=self.dtype, name=f"blocks_{i}")
             x, memory = block(x, memory)
             carried.append(memory)
         # Upstream upsamples first. A 1x1 convolution commutes with repeating pixels,
         # so it runs here on a quarter of them, with the same result.
-        x = layers.FrameConv(
+        x = FrameConv(
             self.features * self.temporal_scale,
             kernel=1,
             use_bias=False,
             dtype=self.dtype,
             name="grow",
         )(x)
-        x = layers.grow_time(x, self.temporal_scale)
-        x = layers.upsample_nearest(x, self.spatial_scale)
-        x = layers.FrameConv(
-            self.out_features, use_bias=False, dtype=self.dtype, name="out"
-        )(x)
+        x = resample.channels_to_time(x, self.temporal_scale)
+        x = resample.upsample_nearest(x, self.spatial_scale)
+        x = FrameConv(self.out_features, use_bias=False, dtype=self.dtype, name="out")(
+            x
+        )
         return x, tuple(carried)
 
 
@@ -136,11 +138,11 @@ class EncoderStage(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, memories: Memories) -> tuple[jax.Array, Memories]:
         """Maps [B, sT, fH, fW, features] to [B, T, H, W, out_features]."""
-        x = layers.pool_time(x, self.temporal_scale)
-        x = layers.FrameConv(
+        x = resample.time_to_channels(x, self.temporal_scale)
+        x = FrameConv(
             self.features, kernel=1, use_bias=False, dtype=self.dtype, name="pool"
         )(x)
-        x = layers.FrameConv(
+        x = FrameConv(
             self.out_features,
             stride=self.spatial_scale,
             use_bias=False,
@@ -149,9 +151,7 @@ class EncoderStage(nn.Module):
         )(x)
         carried = []
         for i, memory in enumerate(memories):
-            block = layers.MemBlock(
-                self.out_features, dtype=self.dtype, name=f"blocks_{i}"
-            )
+            block = MemBlock(self.out_features, dtype=self.dtype, name=f"blocks_{i}")
             x, memory = block(x, memory)
             carried.append(memory)
         return x, tuple(carried)
@@ -196,17 +196,17 @@ class DecoderNetwork(nn.Module):
             dropped. And the next memories.
         """
         config, count = self.config, self.config.blocks_per_stage
-        x = layers.soft_clamp(latent.astype(config.dtype))
-        x = layers.FrameConv(config.widths[0], dtype=config.dtype, name="conv_in")(x)
+        x = soft_clamp(latent.astype(config.dtype))
+        x = FrameConv(config.widths[0], dtype=config.dtype, name="conv_in")(x)
         x = nn.relu(x)
         carried: Memories = ()
         for i, stage in enumerate(_stages(config, DecoderStage)):
             x, own = stage(x, memories[i * count : (i + 1) * count])
             carried += own
-        x = layers.FrameConv(3 * config.patch**2, dtype=config.dtype, name="conv_out")(
+        x = FrameConv(3 * config.patch**2, dtype=config.dtype, name="conv_out")(
             nn.relu(x)
         )
-        return layers.depth_to_space(x, config.patch), carried
+        return resample.depth_to_space(x, config.patch), carried
 
 
 class EncoderNetwork(nn.Module):
@@ -233,16 +233,14 @@ class EncoderNetwork(nn.Module):
             Latent frames in the config's dtype, [B, T, H, W, C], and the next memories.
         """
         config, count = self.config, self.config.blocks_per_stage
-        x = layers.space_to_depth(video.astype(config.dtype), config.patch)
-        x = layers.FrameConv(config.widths[0], dtype=config.dtype, name="conv_in")(x)
+        x = resample.space_to_depth(video.astype(config.dtype), config.patch)
+        x = FrameConv(config.widths[0], dtype=config.dtype, name="conv_in")(x)
         x = nn.relu(x)
         carried: Memories = ()
         for i, stage in enumerate(_stages(config, EncoderStage)):
             x, own = stage(x, memories[i * count : (i + 1) * count])
             carried += own
-        x = layers.FrameConv(
-            config.latent_channels, dtype=config.dtype, name="conv_out"
-        )(x)
+        x = FrameConv(config.latent_channels, dtype=config.dtype, name="conv_out")(x)
         return x, carried
 
 
