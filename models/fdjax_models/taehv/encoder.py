@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fdjax.axes import Array, Params
 from fdjax.component import ParametricComponent
+from fdjax.nn.init import init_conv_params
 from fdjax_models.taehv.decoder import TaehvCache
 from fdjax_models.taehv.network import EncoderNetwork, TaehvConfig, encoder_memories
 from fdjax_models.wan import statistics
@@ -38,8 +39,9 @@ class TaehvEncoder(ParametricComponent):
         side = config.spatial_ratio
         video = jnp.zeros((1, config.temporal_ratio, side, side, 3))
         memories = encoder_memories(config, 1, 1, 1)
-        params = jax.jit(self.network.init)(key, video, memories)["params"]
-        return jax.tree.map(lambda x: x.astype(config.dtype), params)
+        return init_conv_params(
+            self.network, key, video, memories, dtype=self.config.dtype
+        )
 
     def initialize_cache(
         self, params: Params, batch_size: int, height: int, width: int
