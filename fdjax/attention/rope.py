@@ -1,0 +1,195 @@
+"""Rotary position embedding over time, rows and columns.
+
+A head's width is split between the three axes, time first. Within an axis of width `d`,
+pair k turns by `position * theta ** (-2k / d)` (arXiv:2104.09864, equation 15). Two
+layouts exist for the two features of a pair, see `Rope3D.interleaved`.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+
+from fdjax.axes import Array
+
+
+class RopeTable(NamedTuple):
+    """Cosine and sine of the angle of each token and pair.
+
+    Attributes:
+        cos: [L, D / 2], or [B, L, D / 2].
+        sin: The same shape.
+    """
+
+    cos: Array
+    sin: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope3D:
+    """How the features of one head turn with (time, row, column).
+
+    Attributes:
+        head_dim: Width of a head, D.  Even.
+        interleaved: Whether pair k is features (2k, 2k + 1), as in Wan, or
+            (k, k + D / 2), as in Cosmos.
+        extrapolation: NTK ratios of (time, rows, columns), > 0; 1 is the plain
+            embedding, 3 stretches the wavelengths for three times the length.
+        theta: Base of the wavelengths.
+
+    Raises:
+        ValueError: An odd head width, or a ratio that is not positive.
+    """
+
+    head_dim: int
+    interleaved: bool
+    extrapolation: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    theta: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"head_dim must be even and >= 2, got {self.head_dim}.")
+        if min(self.extrapolation) <= 0:
+            raise ValueError(
+                f"extrapolation ratios must be > 0, got {self.extrapolation}; "
+                "1 leaves an axis as it is."
+            )
+
+    @property
+    def axis_dims(self) -> tuple[int, int, int]:
+        """Features of (time, rows, columns): about a third each, time gets the rest.
+
+        The split of Wan 2.1 (Wan-Video/Wan2.1, wan/modules/model.py, `rope_params`).
+        """
+        space = self.head_dim // 6 * 2
+        return self.head_dim - 2 * space, space, space
+
+    @functools.cached_property
+    def frequencies(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Radians per step along (time, rows, columns), float32[axis width / 2]."""
+        time, rows, columns = (
+            axis_frequencies(dim, extrapolation=ratio, theta=self.theta)
+            for dim, ratio in zip(self.axis_dims, self.extrapolation, strict=True)
+        )
+        return time, rows, columns
+
+    def angles(
+        self,
+        time: ArrayLike,
+        height: int,
+        width: int,
+        *,
+        offset: ArrayLike | None = None,
+    ) -> Array:
+        """Angles of every token of some frames.
+
+        The time angle is `fl32(time * f) + fl32(offset * f)`, each product rounded to
+        float32 before they are added, as NVIDIA/flashdreams computes it
+        (core/attention/rope.py, `shift_t`). A fused multiply-add would differ by 1e-4
+        at a few thousand frames.
+
+        Args:
+            time: Position of each frame.  int32[T], traced or not.
+            height: Rows of tokens.
+            width: Columns of tokens.
+            offset: Added to every position, in frames; None adds nothing.  int32[],
+                traced or not.
+
+        Returns:
+            float32[L, D / 2] with L = T * height * width: tokens in the order (frame,
+            row, column), pairs in the order (time, rows, columns).
+        """
+        by_time, by_row, by_column = self.frequencies
+        time_angles = jnp.asarray(time, jnp.float32)[:, None] * by_time
+        if offset is not None:
+            shift = jnp.asarray(offset, jnp.float32) * by_time
+            # The barrier keeps the compiler from fusing product and sum.
+            time_angles = sum(jax.lax.optimization_barrier((time_angles, shift)))
+        rows = np.arange(height, dtype=np.float32)[:, None] * by_row
+        columns = np.arange(width, dtype=np.float32)[:, None] * by_column
+        grid = time_angles.shape[0], height, width
+        angles = (
+            jnp.broadcast_to(time_angles[:, None, None], (*grid, by_time.size)),
+            jnp.broadcast_to(rows[None, :, None], (*grid, by_row.size)),
+            jnp.broadcast_to(columns, (*grid, by_column.size)),
+        )
+        return jnp.concatenate(angles, axis=-1).reshape(-1, self.head_dim // 2)
+
+    def rotate(self, features: Array, table: RopeTable) -> Array:
+        """Turns the features of every head; see `rotate`."""
+        return rotate(features, table, interleaved=self.interleaved)
+
+
+def axis_frequencies(
+    dim: int, *, extrapolation: float = 1.0, theta: float = 10_000.0
+) -> np.ndarray:
+    """Radians per step of each pair of an axis: `theta ** (-2k / dim)`.
+
+    An extrapolation ratio r multiplies theta by `r ** (dim / (dim - 2))`, so that the
+    slowest pair turns r times slower and the fastest as before (NTK-aware scaling:
+    NVIDIA/flashdreams, core/attention/rope.py, `_compute_freqs`).
+
+    Published models run with float32 tables, and at frame 3000 half a unit in the last
+    place of a frequency is 1e-4 radians. So each step rounds where torch's float32
+    rounds; in between it is float64.
+
+    Args:
+        dim: Features of the axis, even.
+        extrapolation: NTK ratio, > 0.
+        theta: Base of the wavelengths.
+
+    Returns:
+        float32[dim / 2].
+
+    Raises:
+        ValueError: A ratio other than 1 with `dim` 2, whose only pair turns by 1.
+    """
+    if extrapolation != 1.0:
+        if dim == 2:
+            raise ValueError(
+                f"An axis of 2 features cannot be extrapolated by {extrapolation}: its "
+                "only pair turns by 1 radian a step. Use wider heads, or ratio 1."
+            )
+        theta = theta * extrapolation ** (dim / (dim - 2))
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    powers = np.float64(np.float32(theta)) ** exponents.astype(np.float64)
+    return np.float32(1.0) / powers.astype(np.float32)
+
+
+def rope_table(angles: Array, dtype: DTypeLike) -> RopeTable:
+    """Cosines and sines, taken in float32 and rounded to the activations' dtype.
+
+    Args:
+        angles: float32[L, D / 2] or float32[B, L, D / 2], radians.
+        dtype: That of the features to rotate.
+    """
+    angles = angles.astype(jnp.float32)
+    return RopeTable(jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype))
+
+
+def rotate(features: Array, table: RopeTable, *, interleaved: bool) -> Array:
+    """Turns each pair of features by its angle, alike in all heads.
+
+    Args:
+        features: Queries or keys.  [B, L, N, D].
+        table: From `rope_table`.  [L, D / 2] or [B, L, D / 2].
+        interleaved: Whether pair k is features (2k, 2k + 1) or (k, k + D / 2).
+
+    Returns:
+        The rotated features, same shape and dtype.
+    """
+    cos, sin = (
+        jnp.expand_dims(part, -2).astype(features.dtype)  # [(B,) L, 1, D / 2]
+        for part in table
+    )
+    if interleaved:
+        pairs = features.reshape(*features.shape[:-1], -1, 2)
+        first, second = pairs[..., 0], pairs[..., 1]
+    else:
+        first, second = jnp.split(features, 2, axis=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.stack(turned, axis=-1 if interleaved else -2).reshape(features.shape)
