@@ -16,7 +16,7 @@ from fdjax_models.taehv.network import (
     TaehvConfig,
     decoder_memories,
 )
-from fdjax_models.wan import statistics
+from fdjax_models.wan.statistics import WAN21_MEAN, WAN21_STD, denormalize
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -74,7 +74,7 @@ class TaehvDecoder(StreamingDecoder):
     ) -> tuple[TaehvCache, Array]:
         """As `decode`, with values beyond [-1, 1] left as they are, for training."""
         if self.config.needs_scaling:
-            latent = statistics.WAN21.denormalize(latent)
+            latent = denormalize(latent, WAN21_MEAN, WAN21_STD)
         rgb, memories = self.network.apply({"params": params}, latent, cache.memories)
         dropped = self.config.temporal_ratio - 1 if cache.first else 0
         video = 2 * rgb[:, dropped:].astype(jnp.float32) - 1

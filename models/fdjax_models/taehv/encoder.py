@@ -11,7 +11,7 @@ from fdjax.component import ParametricComponent
 from fdjax.nn.init import init_conv_params
 from fdjax_models.taehv.decoder import TaehvCache
 from fdjax_models.taehv.network import EncoderNetwork, TaehvConfig, encoder_memories
-from fdjax_models.wan import statistics
+from fdjax_models.wan.statistics import WAN21_MEAN, WAN21_STD, normalize
 
 
 class TaehvEncoder(ParametricComponent):
@@ -79,7 +79,7 @@ class TaehvEncoder(ParametricComponent):
         rgb = (jnp.pad(video, pad, mode="edge") + 1) / 2
         latent, memories = self.network.apply({"params": params}, rgb, cache.memories)
         if self.config.needs_scaling:
-            latent = statistics.WAN21.normalize(latent)
+            latent = normalize(latent, WAN21_MEAN, WAN21_STD)
         cache = TaehvCache(memories=memories, first=False)
         return cache, latent.astype(jnp.float32)
 

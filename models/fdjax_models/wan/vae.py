@@ -1,0 +1,214 @@
+"""The Wan VAE as a streaming encoder and a streaming decoder."""
+
+import dataclasses
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from fdjax.axes import Array, Params
+from fdjax.component import ParametricComponent
+from fdjax.decoder import StreamingDecoder
+from fdjax.nn.init import init_conv_params
+from fdjax_models.wan.statistics import (
+    WAN22_MEAN,
+    WAN22_STD,
+    denormalize,
+    normalize,
+)
+from fdjax_models.wan.vae_layers import CONTEXT_RULES, State
+from fdjax_models.wan.vae_networks import Decoder, Encoder, WanVaeConfig
+
+
+@flax.struct.dataclass(kw_only=True)
+class WanVaeCache:
+    """What a stream carries from chunk to chunk.
+
+    Attributes:
+        state: The frames that causal convolutions carry, a nested dict of arrays
+            [B, frames, H_i, W_i, C_i]; None before the first chunk.
+    """
+
+    state: State = None
+
+
+class WanVaeDecoder(StreamingDecoder):
+    """Decodes latents chunk by chunk, with the result of decoding them at once.
+
+    For chunks of one latent see `WanVaeDecoderConfig.context`.
+    """
+
+    config: "WanVaeDecoderConfig"
+    architecture = "wan_vae_decoder"
+
+    @property
+    def spatial_compression_ratio(self) -> int:
+        """Pixels per latent row or column."""
+        return self.config.spatial_ratio
+
+    @property
+    def temporal_compression_ratio(self) -> int:
+        """Video frames per latent frame, after the first chunk."""
+        return self.config.temporal_ratio
+
+    @functools.cached_property
+    def network(self) -> Decoder:
+        """The linen module."""
+        return Decoder(self.config, self.config.context)
+
+    def init_params(self, key: jax.Array) -> Params:
+        """Random parameters as a nested dict, in the config's dtype."""
+        # The first frame of a stream alone does not reach all layers.
+        latent = jnp.zeros((1, 2, 1, 1, self.config.latent_channels))
+        return init_conv_params(
+            self.network, key, latent, None, dtype=self.config.dtype
+        )
+
+    def initialize_cache(
+        self, params: Params, batch_size: int, height: int, width: int
+    ) -> WanVaeCache:
+        """The state before the first chunk."""
+        del params, batch_size, height, width
+        return WanVaeCache()
+
+    def decode(
+        self, params: Params, cache: WanVaeCache, latent: Array
+    ) -> tuple[WanVaeCache, Array]:
+        """The state after this chunk, and its video.
+
+        Args:
+            params: Weights.
+            cache: From `initialize_cache`, or from the call before.
+            latent: Clean chunk, normalised.  float[B, T, H, W, C].
+
+        Returns:
+            The new state, and video in [-1, 1], float32[B, T', H', W', 3]. The first
+            latent of a stream gives one frame, each later one
+            `temporal_compression_ratio` frames.
+        """
+        config = self.config
+        latent = denormalize(latent, config.latent_mean, config.latent_std)
+        video, state = self.network.apply({"params": params}, latent, cache.state)
+        video = jnp.clip(video.astype(jnp.float32), -1, 1)
+        return WanVaeCache(state=state), video
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WanVaeDecoderConfig(WanVaeConfig):
+    """The Wan VAE's decoder; the defaults are Wan 2.1's."""
+
+    _target: type = WanVaeDecoder
+
+    context: str = "reference"
+    """What the first doubling of the frame rate carries after a chunk of one latent.
+    "exact" gives what decoding the whole clip gives, as the official code does.
+    "reference" forgets all but the last latent, as NVIDIA/flashdreams does: with chunks
+    of one latent, the video then differs from the fourth latent on."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.context not in CONTEXT_RULES:
+            raise ValueError(
+                f"context must be one of {CONTEXT_RULES}, got {self.context!r}."
+            )
+
+
+class WanVaeEncoder(ParametricComponent):
+    """Encodes video chunk by chunk, with the result of encoding it at once."""
+
+    config: "WanVaeEncoderConfig"
+    architecture = "wan_vae_encoder"
+
+    @functools.cached_property
+    def network(self) -> Encoder:
+        """The linen module."""
+        return Encoder(self.config)
+
+    def init_params(self, key: jax.Array) -> Params:
+        """Random parameters as a nested dict, in the config's dtype."""
+        side = self.config.spatial_ratio
+        video = jnp.zeros((1, 1 + self.config.temporal_ratio, side, side, 3))
+        return init_conv_params(self.network, key, video, None, dtype=self.config.dtype)
+
+    def initialize_cache(self, params: Params) -> WanVaeCache:
+        """The state before the first chunk."""
+        del params
+        return WanVaeCache()
+
+    def encode(
+        self, params: Params, cache: WanVaeCache, video: Array
+    ) -> tuple[WanVaeCache, Array]:
+        """The state after this chunk, and its latents.
+
+        Args:
+            params: Weights.
+            cache: From `initialize_cache`, or from the call before.
+            video: In [-1, 1], float[B, T', H', W', 3]. T' is 1 + temporal_ratio k for
+                the first chunk of a stream, temporal_ratio k for later ones; H' and W'
+                are multiples of spatial_ratio.
+
+        Returns:
+            The new state, and normalised latents, float32[B, T, H, W, C]: one for the
+            first frame of the stream, one for every temporal_ratio frames after it.
+
+        Raises:
+            ValueError: The size of the chunk does not fit.
+        """
+        self._check(video.shape, first=cache.state is None)
+        config = self.config
+        latent, state = self.network.apply({"params": params}, video, cache.state)
+        latent = normalize(latent, config.latent_mean, config.latent_std)
+        return WanVaeCache(state=state), latent
+
+    def _check(self, shape: tuple[int, ...], first: bool) -> None:
+        """Refuses chunks that do not give whole latents."""
+        time, space = self.config.temporal_ratio, self.config.spatial_ratio
+        if shape[1] < 1 or (shape[1] - first) % time:
+            raise ValueError(
+                f"The first chunk needs 1 + {time} k frames, a later one {time} k; got "
+                f"{shape[1]} in a {'first' if first else 'later'} chunk."
+            )
+        if shape[2] % space or shape[3] % space:
+            raise ValueError(
+                f"Height and width must be multiples of {space}, got {shape[2:4]}; "
+                "resize the video."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WanVaeEncoderConfig(WanVaeConfig):
+    """The Wan VAE's encoder; the defaults are Wan 2.1's."""
+
+    _target: type = WanVaeEncoder
+
+
+WAN21_VAE_DECODER = WanVaeDecoderConfig()
+"""Decoder of the Wan 2.1 VAE (Wan2.1_VAE.pth)."""
+
+WAN21_VAE_ENCODER = WanVaeEncoderConfig()
+"""Encoder of the Wan 2.1 VAE (Wan2.1_VAE.pth)."""
+
+LIGHTVAE_DECODER = WanVaeDecoderConfig(widths=(24, 48, 96, 96))
+"""Decoder of the pruned Wan 2.1 VAE of lightx2v/Autoencoders (lightvaew2_1.pth)."""
+
+LIGHTVAE_ENCODER = WanVaeEncoderConfig(widths=(24, 48, 96, 96))
+"""Encoder of the pruned Wan 2.1 VAE of lightx2v/Autoencoders (lightvaew2_1.pth)."""
+
+WAN22_VAE_DECODER = WanVaeDecoderConfig(
+    widths=(256, 512, 1024, 1024),
+    residual_stages=True,
+    patch=2,
+    latent_mean=WAN22_MEAN,
+    latent_std=WAN22_STD,
+)
+"""Decoder of the Wan 2.2 TI2V-5B VAE (Wan2.2_VAE.pth)."""
+
+WAN22_VAE_ENCODER = WanVaeEncoderConfig(
+    widths=(160, 320, 640, 640),
+    residual_stages=True,
+    patch=2,
+    latent_mean=WAN22_MEAN,
+    latent_std=WAN22_STD,
+)
+"""Encoder of the Wan 2.2 TI2V-5B VAE (Wan2.2_VAE.pth)."""
