@@ -17,6 +17,10 @@ _EXPONENT_BITS = {
 }
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclasses.dataclass(frozen=True)
 class LazyTensor:
     """One tensor of a checkpoint: its shape and dtype now, its values on request.
@@ -25,11 +29,14 @@ class LazyTensor:
         shape: Sizes, outermost first.
         dtype: Element type as stored; bfloat16 and the float8 types are `ml_dtypes`.
         load: Returns the values. What it returns may be a read-only view of the file.
+        release: Called when the values will not be needed for a while: lets the pages
+            of a memory-mapped file go. Views stay valid.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     load: Callable[[], np.ndarray] = dataclasses.field(repr=False)
+    release: Callable[[], None] = dataclasses.field(default=_nothing, repr=False)
 
     @property
     def size(self) -> int:
