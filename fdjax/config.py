@@ -8,11 +8,12 @@ import dataclasses
 import enum
 import hashlib
 import importlib
+import itertools
 import json
 import math
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -262,7 +263,7 @@ def _decode(tree: Any, path: str) -> Any:
         return tree
     if "_class" in tree:
         return _decode_config(tree, path)
-    kinds = {
+    kinds: dict[str, Callable[[str], Any]] = {
         "_dtype": lambda name: config_values.parse(name, jnp.dtype),
         "_enum": _find_enum,
         "_float": float,
@@ -339,8 +340,6 @@ def _find_enum(name: str) -> enum.Enum:
     return found
 
 
-def _subclasses(base: type) -> list[type]:
-    found = [base]
-    for subclass in type.__subclasses__(base):
-        found += _subclasses(subclass)
-    return found
+def _subclasses(base: Any) -> list[Any]:
+    below = (_subclasses(subclass) for subclass in base.__subclasses__())
+    return [base, *itertools.chain.from_iterable(below)]

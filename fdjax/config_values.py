@@ -4,7 +4,6 @@ import collections.abc
 import dataclasses
 import difflib
 import enum
-import functools
 import pathlib
 import types
 import typing
@@ -19,8 +18,7 @@ _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 _SCALARS = (bool, int, float, str, pathlib.Path)
 
 
-@functools.cache
-def field_types(config_class: type) -> dict[str, Any]:
+def field_types(config_class: Any) -> dict[str, Any]:
     """Type of every field of a config class; Any where a name cannot be resolved."""
     try:
         hints = typing.get_type_hints(config_class)
