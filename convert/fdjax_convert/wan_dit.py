@@ -31,7 +31,7 @@ Written back as a convolution, which all published checkpoints have.
 """
 
 HEAD_ROWS = regroup((*_PATCH, -1), (3, 0, 1, 2))
-"""Published rows are ordered (t, h, w, channel); ours (channel, t, h, w), as patches."""
+"""Published rows: (t, h, w, channel). Ours, as patches: (channel, t, h, w)."""
 
 
 def _qkv(block: str, names: tuple[str, str, str]) -> tuple[Rule, ...]:
@@ -104,36 +104,34 @@ _DIFFUSERS_BLOCK = (
     *layer(_BLOCK + r"\.attn2\.add_(k|v)_proj", _CROSS + r"/\2_img"),
     *norm(_BLOCK + r"\.attn2\.(norm_q|norm_k)", _CROSS + r"/\2"),
     *norm(_BLOCK + r"\.attn2\.norm_added_k", _CROSS + "/norm_k_img"),
-    *layer(_BLOCK + r"\.ffn\.net\.0\.proj", r"blocks_\1/ffn/fc1"),
-    *layer(_BLOCK + r"\.ffn\.net\.2", r"blocks_\1/ffn/fc2"),
 )
 
 _EMBEDDER = r"condition_embedder\."
+_IMAGE_EMBEDDER = _EMBEDDER + r"image_embedder\."
 
-DIFFUSERS = (
-    *_patch_embedding(),
-    *layer(_EMBEDDER + r"text_embedder\.linear_(1|2)", r"text_embedding_fc\1"),
-    *layer(_EMBEDDER + r"time_embedder\.linear_(1|2)", r"time_embedding_fc\1"),
-    *layer(_EMBEDDER + r"time_proj", "time_projection"),
-    *norm(
-        _EMBEDDER + r"image_embedder\.norm(1|2)", r"image_embedding/norm\1", bias=True
-    ),
-    *layer(_EMBEDDER + r"image_embedder\.ff\.net\.0\.proj", "image_embedding/fc1"),
-    *layer(_EMBEDDER + r"image_embedder\.ff\.net\.2", "image_embedding/fc2"),
-    *_DIFFUSERS_BLOCK,
-    Rule(r"scale_shift_table", "head/modulation", squeeze(0)),
-    *_head("proj_out"),
-)
+
+def _diffusers(mlp_in: str, mlp_out: str) -> tuple[Rule, ...]:
+    """The table with either name of the two layers of the MLP."""
+    return (
+        *_patch_embedding(),
+        *layer(_EMBEDDER + r"text_embedder\.linear_(1|2)", r"text_embedding_fc\1"),
+        *layer(_EMBEDDER + r"time_embedder\.linear_(1|2)", r"time_embedding_fc\1"),
+        *layer(_EMBEDDER + r"time_proj", "time_projection"),
+        *norm(_IMAGE_EMBEDDER + r"norm(1|2)", r"image_embedding/norm\1", bias=True),
+        *layer(_IMAGE_EMBEDDER + r"ff\.net\.0\.proj", "image_embedding/fc1"),
+        *layer(_IMAGE_EMBEDDER + r"ff\.net\.2", "image_embedding/fc2"),
+        *_DIFFUSERS_BLOCK,
+        *layer(_BLOCK + mlp_in, r"blocks_\1/ffn/fc1"),
+        *layer(_BLOCK + mlp_out, r"blocks_\1/ffn/fc2"),
+        Rule(r"scale_shift_table", "head/modulation", squeeze(0)),
+        *_head("proj_out"),
+    )
+
+
+DIFFUSERS = _diffusers(r"\.ffn\.net\.0\.proj", r"\.ffn\.net\.2")
 """Checkpoints of `diffusers.WanTransformer3DModel`."""
 
-FASTVIDEO = tuple(
-    rule
-    for rule in DIFFUSERS
-    if not any(r"\.ffn\.net" in source for source in rule.sources)
-) + (
-    *layer(_BLOCK + r"\.ffn\.fc_in", r"blocks_\1/ffn/fc1"),
-    *layer(_BLOCK + r"\.ffn\.fc_out", r"blocks_\1/ffn/fc2"),
-)
+FASTVIDEO = _diffusers(r"\.ffn\.fc_in", r"\.ffn\.fc_out")
 """diffusers' names, with the MLP as FastVideo writes it."""
 
 _SIZES = {

@@ -28,7 +28,7 @@ def _rotate(
     inplace: bool = True,
     **_,
 ) -> torch.Tensor:
-    """Stands in for `rope_kernel.apply_rotary_pos_emb`: [B, S, H, D] by [S, 1, 1, D]."""
+    """Stands in for `rope_kernel.apply_rotary_pos_emb`.  [B, S, H, D], [S, 1, 1, D]."""
     angles = freqs[:, 0, 0].float()[None, :, None]
     if interleaved:
         first, second = x[..., 0::2].float(), x[..., 1::2].float()

@@ -15,6 +15,7 @@ from fdjax_models.wan.block import (
     ContextKV,
     SelfAttentionFn,
 )
+from fdjax_models.wan.initialization import init_by_shape
 from fdjax_models.wan.layers import LayerNorm, modulate, standardize
 from fdjax_models.wan.time_embedding import sinusoid
 
@@ -313,7 +314,7 @@ class WanDiTConfig(InstantiateConfig):
 
     def init_params(self, key: jax.Array) -> Params:
         """Random weights that keep activations at unit scale."""
-        return self.setup().init(key, method="_touch")["params"]
+        return init_by_shape(self.setup(), key, method="_touch", dtype=self.param_dtype)
 
 
 WAN_1_3B = WanDiTConfig()

@@ -1,0 +1,88 @@
+"""Ways in which the self-attention of a Wan DiT meets its keys."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+
+from fdjax.attention.attend import attend
+from fdjax.attention.kv_cache import KVLayout
+from fdjax.attention.rope import Rope3D, RopeTable
+from fdjax.axes import Array
+
+
+class LayerKV(NamedTuple):
+    """One layer's keys and values.
+
+    Attributes:
+        keys: Rotated, ready to be attended to.  [B, S, N, D].
+        values: [B, S, N, D].
+        raw_keys: Before rotation, if they are to be kept.  [B, S, N, D].
+    """
+
+    keys: Array
+    values: Array
+    raw_keys: Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamingAttention:
+    """The chunk's keys go into its slots; queries see the filled part of the buffer.
+
+    The slots of a chunk are the same in every denoising step, and hold what no later
+    chunk reads: the oldest tokens, which leave the window now.
+
+    Attributes:
+        layout: Which slot holds which token.
+        num_tokens: Tokens committed before this chunk.  int32[].
+        rope: How features turn.
+        table: Angles of the chunk's tokens.
+    """
+
+    layout: KVLayout
+    num_tokens: Array
+    rope: Rope3D
+    table: RopeTable
+
+    def __call__(
+        self, query: Array, key: Array, value: Array, state: LayerKV
+    ) -> tuple[LayerKV, Array]:
+        """See `SelfAttentionFn`."""
+        rotated = self.rope.rotate(key, self.table)
+        keys = self.layout.write(state.keys, rotated, self.num_tokens)
+        values = self.layout.write(state.values, value, self.num_tokens)
+        raw_keys = state.raw_keys
+        if raw_keys is not None:
+            raw_keys = self.layout.write(raw_keys, key, self.num_tokens)
+        length = self.layout.valid_length(self.num_tokens)
+        query = self.rope.rotate(query, self.table)
+        out = attend(query, keys, values, length=length)
+        return LayerKV(keys, values, raw_keys), out
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfContainedAttention:
+    """Every token of the sequence sees every other one, or those that a mask allows.
+
+    Serves bidirectional generation, and training on whole sequences.
+
+    Attributes:
+        rope: How features turn.
+        table: Angles of the tokens.
+        mask: True where a query (row) may see a key; None allows all.  bool[L, L] or
+            [B, 1, L, L].
+    """
+
+    rope: Rope3D
+    table: RopeTable
+    mask: Array | None = None
+
+    def __call__(
+        self, query: Array, key: Array, value: Array, state: None
+    ) -> tuple[None, Array]:
+        """See `SelfAttentionFn`; keeps no state."""
+        query, key = (self.rope.rotate(x, self.table) for x in (query, key))
+        if self.mask is None:
+            return state, attend(query, key, value)
+        mask = self.mask if self.mask.ndim == 4 else self.mask[None, None]
+        return state, jax.nn.dot_product_attention(query, key, value, mask=mask)

@@ -1,0 +1,40 @@
+"""Latents to tokens and back."""
+
+from collections.abc import Sequence
+
+from fdjax.axes import Array
+
+
+def patchify(latent: Array, patch: Sequence[int]) -> Array:
+    """One token per patch, tokens in the order (frame, row, column).
+
+    Args:
+        latent: [B, T, H, W, C].
+        patch: Frames, rows and columns of a patch; they divide T, H and W.
+
+    Returns:
+        [B, L, C * patch volume], features in the order (channel, t, h, w).
+    """
+    batch, *sizes, channels = latent.shape
+    grid = [size // part for size, part in zip(sizes, patch, strict=True)]
+    split = [size for pair in zip(grid, patch, strict=True) for size in pair]
+    # [B, T', H', W', C, t, h, w]
+    x = latent.reshape(batch, *split, channels).transpose(0, 1, 3, 5, 7, 2, 4, 6)
+    return x.reshape(batch, grid[0] * grid[1] * grid[2], -1)
+
+
+def unpatchify(tokens: Array, sizes: Sequence[int], patch: Sequence[int]) -> Array:
+    """The inverse of `patchify`.
+
+    Args:
+        tokens: [B, L, C * patch volume].
+        sizes: T, H and W of the latent.
+        patch: As in `patchify`.
+
+    Returns:
+        [B, T, H, W, C].
+    """
+    grid = [size // part for size, part in zip(sizes, patch, strict=True)]
+    x = tokens.reshape(len(tokens), *grid, -1, *patch)
+    x = x.transpose(0, 1, 5, 2, 6, 3, 7, 4)
+    return x.reshape(len(tokens), *sizes, -1)
