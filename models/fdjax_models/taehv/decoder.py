@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fdjax.axes import Array, Params
 from fdjax.decoder import StreamingDecoder
-from fdjax.nn.init import init_conv_params
+from fdjax.nn.random_params import random_params
 from fdjax_models.taehv.network import (
     DecoderNetwork,
     Memories,
@@ -57,9 +57,9 @@ class TaehvDecoder(StreamingDecoder):
         """Random parameters as a nested dict, in the config's dtype."""
         latent = jnp.zeros((1, 1, 1, 1, self.config.latent_channels))
         memories = decoder_memories(self.config, 1, 1, 1)
-        return init_conv_params(
-            self.network, key, latent, memories, dtype=self.config.dtype
-        )
+        shapes = jax.eval_shape(self.network.init, key, latent, memories)["params"]
+        params = random_params(shapes, key)
+        return jax.tree.map(lambda x: x.astype(self.config.dtype), params)
 
     def initialize_cache(
         self, params: Params, batch_size: int, height: int, width: int

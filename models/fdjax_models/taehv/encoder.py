@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fdjax.axes import Array, Params
 from fdjax.component import ParametricComponent
-from fdjax.nn.init import init_conv_params
+from fdjax.nn.random_params import random_params
 from fdjax_models.taehv.decoder import TaehvCache
 from fdjax_models.taehv.network import EncoderNetwork, TaehvConfig, encoder_memories
 from fdjax_models.wan.statistics import WAN21_MEAN, WAN21_STD, normalize
@@ -39,9 +39,9 @@ class TaehvEncoder(ParametricComponent):
         side = config.spatial_ratio
         video = jnp.zeros((1, config.temporal_ratio, side, side, 3))
         memories = encoder_memories(config, 1, 1, 1)
-        return init_conv_params(
-            self.network, key, video, memories, dtype=self.config.dtype
-        )
+        shapes = jax.eval_shape(self.network.init, key, video, memories)["params"]
+        params = random_params(shapes, key)
+        return jax.tree.map(lambda x: x.astype(self.config.dtype), params)
 
     def initialize_cache(
         self, params: Params, batch_size: int, height: int, width: int

@@ -57,7 +57,7 @@ class TaehvConfig(InstantiateConfig):
     does, rather than on normalised ones; then the published Wan 2.1 mean and standard
     deviation are applied on the way in or out."""
 
-    dtype: str = "bfloat16"
+    dtype: DTypeLike = jnp.bfloat16
     """Computation dtype, and the dtype of fresh parameters."""
 
     checkpoint_path: str | None = None

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fdjax.axes import Array, Params
 from fdjax.component import ParametricComponent
 from fdjax.decoder import StreamingDecoder
-from fdjax.nn.init import init_conv_params
+from fdjax.nn.random_params import random_params
 from fdjax_models.wan.statistics import (
     WAN22_MEAN,
     WAN22_STD,
@@ -61,9 +61,9 @@ class WanVaeDecoder(StreamingDecoder):
         """Random parameters as a nested dict, in the config's dtype."""
         # The first frame of a stream alone does not reach all layers.
         latent = jnp.zeros((1, 2, 1, 1, self.config.latent_channels))
-        return init_conv_params(
-            self.network, key, latent, None, dtype=self.config.dtype
-        )
+        shapes = jax.eval_shape(self.network.init, key, latent, None)["params"]
+        params = random_params(shapes, key)
+        return jax.tree.map(lambda x: x.astype(self.config.dtype), params)
 
     def initialize_cache(
         self, params: Params, batch_size: int, height: int, width: int
@@ -129,7 +129,9 @@ class WanVaeEncoder(ParametricComponent):
         """Random parameters as a nested dict, in the config's dtype."""
         side = self.config.spatial_ratio
         video = jnp.zeros((1, 1 + self.config.temporal_ratio, side, side, 3))
-        return init_conv_params(self.network, key, video, None, dtype=self.config.dtype)
+        shapes = jax.eval_shape(self.network.init, key, video, None)["params"]
+        params = random_params(shapes, key)
+        return jax.tree.map(lambda x: x.astype(self.config.dtype), params)
 
     def initialize_cache(self, params: Params) -> WanVaeCache:
         """The state before the first chunk."""

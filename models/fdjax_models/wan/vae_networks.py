@@ -7,6 +7,7 @@ parameter-free shortcuts around its stages and folds 2x2 pixels into channels.
 import dataclasses
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fdjax.axes import Array
@@ -56,7 +57,7 @@ class WanVaeConfig(InstantiateConfig):
     """Whether 3-D convolutions run as 2-D ones over stacked frames: faster on a GPU,
     with three times the memory for their inputs."""
 
-    dtype: str = "bfloat16"
+    dtype: DTypeLike = jnp.bfloat16
     """Computation dtype, and the dtype of fresh parameters."""
 
     checkpoint_path: str | None = None
