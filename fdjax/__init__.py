@@ -17,11 +17,8 @@ if TYPE_CHECKING:
     from fdjax.decoder import StreamingDecoder
     from fdjax.diffusion import DiffusionModel, DiffusionModelConfig, FinalState
     from fdjax.encoder import NullEncoder, NullEncoderConfig, StreamingEncoder
-    from fdjax.pipeline import (
-        StreamInferencePipeline,
-        StreamInferencePipelineCache,
-        StreamInferencePipelineConfig,
-    )
+    from fdjax.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
+    from fdjax.pipeline_cache import StreamInferencePipelineCache
     from fdjax.registry import runner_configs
     from fdjax.runner import Runner, RunnerConfig
     from fdjax.transformer import Transformer
@@ -39,7 +36,7 @@ _EXPORTS = {
     "Runner": "runner",
     "RunnerConfig": "runner",
     "StreamInferencePipeline": "pipeline",
-    "StreamInferencePipelineCache": "pipeline",
+    "StreamInferencePipelineCache": "pipeline_cache",
     "StreamInferencePipelineConfig": "pipeline",
     "StreamingDecoder": "decoder",
     "StreamingEncoder": "encoder",

@@ -16,38 +16,17 @@ import functools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
+from fdjax import pipeline_stages as stages
 from fdjax.axes import Array, Params, PyTree
 from fdjax.component import ParametricComponent
 from fdjax.conditioner import Conditions
 from fdjax.config import Component, InstantiateConfig
-from fdjax.diffusion import DiffusionModel, DiffusionModelConfig, FinalState
+from fdjax.diffusion import DiffusionModel, DiffusionModelConfig
 from fdjax.encoder import NullEncoder
-
-
-@flax.struct.dataclass(kw_only=True)
-class StreamInferencePipelineCache:
-    """A live session: everything a rollout carries from chunk to chunk.
-
-    Attributes:
-        transformer_cache: Keys and values of the committed chunks, and conditions.
-        encoder_cache: The control encoder's state; () without an encoder.
-        decoder_cache: The decoder's state; () without a decoder.
-        final_state: None when ready; the generated chunk when pending.
-        autoregressive_index: Index of the next chunk to generate, or of the pending
-            one.  int32[].
-        key: The rollout's key; chunk n uses `fold_in(key, n)`.  key[].
-    """
-
-    transformer_cache: PyTree
-    encoder_cache: PyTree
-    decoder_cache: PyTree
-    final_state: FinalState | None
-    autoregressive_index: Array
-    key: Array
+from fdjax.pipeline_cache import StreamInferencePipelineCache, require
 
 
 class StageProfiler(Protocol):
@@ -274,7 +253,9 @@ class StreamInferencePipeline(Component):
         height, width = self.latent_size(height, width)
         if key is None:
             key = jax.random.key(self.config.diffusion_model.seed or 0)
-        caches = _initialize(self, self._weights(params), conditions, height, width)
+        caches = stages.initialize(
+            self, self._weights(params), conditions, height, width
+        )
         return StreamInferencePipelineCache(
             **caches,
             final_state=None,
@@ -319,8 +300,8 @@ class StreamInferencePipeline(Component):
         conditions: Conditions,
     ) -> StreamInferencePipelineCache:
         """The ready cache with another prompt; what was generated stays visible."""
-        _require(cache, ready=True, caller="update_conditions")
-        transformer_cache = _update_conditions(
+        require(cache, ready=True, caller="update_conditions")
+        transformer_cache = stages.update_conditions(
             self, params["transformer"], cache.transformer_cache, conditions
         )
         return cache.replace(transformer_cache=transformer_cache)
@@ -355,7 +336,7 @@ class StreamInferencePipeline(Component):
         Raises:
             ValueError: The cache is pending or used up, or the input has no encoder.
         """
-        _require(cache, ready=True, caller="generate")
+        require(cache, ready=True, caller="generate")
         if self.encoder is None and input is not None:
             raise ValueError(
                 "generate was given an input, but this pipeline has no encoder; set "
@@ -363,12 +344,12 @@ class StreamInferencePipeline(Component):
             )
         control, encoder_cache = None, cache.encoder_cache
         if self.encoder is not None:
-            encoder_cache, control = _encode(
+            encoder_cache, control = stages.encode(
                 self.encoder, params["encoder"], encoder_cache, input
             )
         _record(profiler, "encode", control)
 
-        diffuse = _diffuse_in_place if donate else _diffuse
+        diffuse = stages.diffuse_in_place if donate else stages.diffuse
         transformer_cache, final_state, output = diffuse(
             self.diffusion_model,
             params["transformer"],
@@ -384,7 +365,7 @@ class StreamInferencePipeline(Component):
 
         decoder_cache = cache.decoder_cache
         if self.decoder is not None:
-            decoder_cache, output = _decode(
+            decoder_cache, output = stages.decode(
                 self.decoder, params["decoder"], decoder_cache, output
             )
         _record(profiler, "decode", output)
@@ -417,8 +398,8 @@ class StreamInferencePipeline(Component):
         Raises:
             ValueError: The cache is ready or used up.
         """
-        _require(cache, ready=False, caller="finalize")
-        append = _finalize_in_place if donate else _finalize
+        require(cache, ready=False, caller="finalize")
+        append = stages.finalize_in_place if donate else stages.finalize
         transformer_cache, index = append(
             self.diffusion_model,
             params["transformer"],
@@ -459,105 +440,9 @@ def _check_prompts(text: Sequence[str]) -> list[str]:
     return list(text)
 
 
-def _require(cache: StreamInferencePipelineCache, *, ready: bool, caller: str):
-    """Refuses a cache in the wrong state, or one that was donated."""
-    if ready != (cache.final_state is None):
-        state, cure = (
-            ("pending", "finalize() the chunk that was generated first")
-            if ready
-            else ("ready", "generate() a chunk first")
-        )
-        raise ValueError(
-            f"{caller} needs a {'ready' if ready else 'pending'} cache, got a {state} "
-            f"one; {cure}."
-        )
-    for leaf in jax.tree.leaves((cache.transformer_cache, cache.final_state)):
-        if not isinstance(leaf, jax.core.Tracer) and (
-            isinstance(leaf, jax.Array) and leaf.is_deleted()
-        ):
-            raise ValueError(
-                f"{caller} was given a cache that was used up by donate=True; keep "
-                "the cache that the donating call returned, or call it with "
-                "donate=False if the old one is still needed."
-            )
-
-
 def _record(profiler: StageProfiler | None, stage: str, value: PyTree):
     if profiler is not None:
         profiler.record(stage, value)
-
-
-# The compiled parts. Each is static in its component, so that equal configs share
-# executables. Diffusion is apart from the codecs: only those have a special first
-# chunk, and the network is compiled once.
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def _initialize(pipeline, params, conditions, height, width):
-    transformer = pipeline.diffusion_model.transformer
-    encoder, decoder = pipeline.encoder, pipeline.decoder
-    return {
-        "transformer_cache": transformer.initialize_cache(
-            params["transformer"], conditions, height, width
-        ),
-        "encoder_cache": ()
-        if encoder is None
-        else encoder.initialize_cache(params["encoder"], conditions, height, width),
-        "decoder_cache": ()
-        if decoder is None
-        else decoder.initialize_cache(
-            params["decoder"], conditions.batch_size, height, width
-        ),
-    }
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _update_conditions(pipeline, params, transformer_cache, conditions):
-    transformer = pipeline.diffusion_model.transformer
-    return transformer.update_conditions(params, transformer_cache, conditions)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(encoder, params, cache, input):
-    return encoder.encode(params, cache, input)
-
-
-def _diffuse_any(model, params, cache, control, noise, index, key):
-    noise_key, _ = _chunk_keys(key, index)
-    new_cache, state = model.generate(params, cache, control, noise, key=noise_key)
-    latent = model.transformer.unpatchify(state.clean_latent, cache)
-    return new_cache, state, latent
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _diffuse(*args):
-    # Returning the untouched cache from a jit would cost a copy of it.
-    return None, *_diffuse_any(*args)[1:]
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _diffuse_in_place(*args):
-    return _diffuse_any(*args)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(decoder, params, cache, latent):
-    return decoder.decode(params, cache, latent)
-
-
-def _finalize_any(model, params, cache, final_state, noise, index, key):
-    _, noise_key = _chunk_keys(key, index)
-    cache = model.finalize(params, cache, final_state, noise, key=noise_key)
-    return cache, index + 1
-
-
-_finalize = jax.jit(_finalize_any, static_argnums=0)
-_finalize_in_place = jax.jit(_finalize_any, static_argnums=0, donate_argnums=2)
-
-
-def _chunk_keys(key, index):
-    """Keys of chunk `index`: for the solver's noise, and for the context noise."""
-    return jax.random.split(jax.random.fold_in(key, index))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
