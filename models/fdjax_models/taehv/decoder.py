@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.struct
 import jax
@@ -75,7 +76,8 @@ class TaehvDecoder(StreamingDecoder):
         """As `decode`, with values beyond [-1, 1] left as they are, for training."""
         if self.config.needs_scaling:
             latent = denormalize(latent, WAN21_MEAN, WAN21_STD)
-        rgb, memories = self.network.apply({"params": params}, latent, cache.memories)
+        outputs: Any = self.network.apply({"params": params}, latent, cache.memories)
+        rgb, memories = outputs
         dropped = self.config.temporal_ratio - 1 if cache.first else 0
         video = 2 * rgb[:, dropped:].astype(jnp.float32) - 1
         return TaehvCache(memories=memories, first=False), video

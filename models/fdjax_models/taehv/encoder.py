@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,8 @@ class TaehvEncoder(ParametricComponent):
             )
         pad = [(0, 0), (before, after), (0, 0), (0, 0), (0, 0)]
         rgb = (jnp.pad(video, pad, mode="edge") + 1) / 2
-        latent, memories = self.network.apply({"params": params}, rgb, cache.memories)
+        outputs: Any = self.network.apply({"params": params}, rgb, cache.memories)
+        latent, memories = outputs
         if self.config.needs_scaling:
             latent = normalize(latent, WAN21_MEAN, WAN21_STD)
         cache = TaehvCache(memories=memories, first=False)
