@@ -1,5 +1,6 @@
 """Attention against a streaming cache: layout, rotary positions, kernels."""
 
+from fdjax.attention.attend import attend, attend_with_lse, merge
 from fdjax.attention.kv_cache import KVCache, KVLayout
 from fdjax.attention.rope import (
     Rope3D,
@@ -14,7 +15,10 @@ __all__ = [
     "KVLayout",
     "Rope3D",
     "RopeTable",
+    "attend",
+    "attend_with_lse",
     "axis_frequencies",
+    "merge",
     "rope_table",
     "rotate",
 ]

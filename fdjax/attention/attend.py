@@ -1,0 +1,134 @@
+"""Softmax attention over a prefix of the keys, and the merging of key segments.
+
+One function, several back ends, one file per back end:
+
+    xla     anywhere; long keys are read in chunks
+    cudnn   float16 and bfloat16 on NVIDIA GPUs
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from fdjax.attention import cudnn, xla
+from fdjax.axes import Array
+
+BACKENDS = ("cudnn", "xla")
+
+
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    length: ArrayLike | None = None,
+    scale: float | None = None,
+    backend: str | None = None,
+) -> Array:
+    """`softmax(scale * query key^T) value`, head by head.
+
+    Every query sees the first `length` keys. The softmax is float32, whatever the
+    inputs. Differentiable in query, key and value.
+
+    Args:
+        query: [B, L, N, D].
+        key: [B, S, N, D].  What lies behind `length` must be finite.
+        value: [B, S, N, D].  Likewise.
+        length: Valid keys, clipped to 0 ... S; None for all. With 0 the output is 0.
+            int32[] or int32[B], traced or not.
+        scale: Multiplies the scores; None for D ** -0.5.
+        backend: "cudnn", "xla", or None for the best one that supports the arrays on
+            the default device.
+
+    Returns:
+        [B, L, N, D], dtype of `value`.
+
+    Raises:
+        ValueError: Shapes that do not match, an unknown back end, or one that does not
+            support the arrays.
+    """
+    backend, length, scale = _resolve(query, key, value, length, scale, backend)
+    if backend == "cudnn":
+        return cudnn.attend(query, key, value, length=length, scale=scale)
+    return xla.attend(query, key, value, length=length, scale=scale)[0]
+
+
+def attend_with_lse(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    length: ArrayLike | None = None,
+    scale: float | None = None,
+    backend: str | None = None,
+) -> tuple[Array, Array]:
+    """`attend`, and the logarithm of each softmax's denominator, for `merge`.
+
+    Returns:
+        The output, [B, L, N, D], and log(sum(exp(scale * query key^T))) over the valid
+        keys, float32[B, N, L]; without valid keys a finite -1e30.
+    """
+    backend, length, scale = _resolve(query, key, value, length, scale, backend)
+    implementation = cudnn.attend_with_lse if backend == "cudnn" else xla.attend
+    return implementation(query, key, value, length=length, scale=scale)
+
+
+def merge(outs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:
+    """Attention over all keys from attention over each segment of them.
+
+    Each segment weighs `exp(lse)` (arXiv:2501.01005, section 2.2). A segment without
+    valid keys contributes nothing, to the gradients neither.
+
+    Args:
+        outs: Output of `attend_with_lse` for each segment.  [B, L, N, D] each.
+        lses: Its log-sum-exp.  float32[B, N, L] each.
+
+    Returns:
+        The merged output, dtype of the first one, and its log-sum-exp, so that more
+        segments can follow.
+    """
+    lse = jnp.stack(lses)  # [segment, B, N, L]
+    maximum = jax.lax.stop_gradient(lse.max(axis=0))
+    weights = jnp.exp(lse - maximum)
+    total = weights.sum(axis=0)
+    weights = (weights / total).swapaxes(-1, -2)[..., None]  # [segment, B, L, N, 1]
+    out = sum(
+        weight * part.astype(jnp.float32)
+        for weight, part in zip(weights, outs, strict=True)
+    )
+    return out.astype(outs[0].dtype), maximum + jnp.log(total)
+
+
+def _resolve(
+    query: Array,
+    key: Array,
+    value: Array,
+    length: ArrayLike | None,
+    scale: float | None,
+    backend: str | None,
+) -> tuple[str, Array | None, float]:
+    """Checks the arguments; fills in the back end, int32[B] lengths and the scale."""
+    batch, _, num_heads, head_dim = query.shape
+    expected = (batch, key.shape[1], num_heads, head_dim)
+    if key.shape != expected or value.shape[:-1] != expected[:-1]:
+        raise ValueError(
+            "key and value must be [B, S, N, D] with the batch, heads and width of the "
+            f"query {query.shape}, got {key.shape} and {value.shape}."
+        )
+    reason = cudnn.unsupported_reason(query, key, value)
+    if backend is None:
+        backend = "xla" if reason else "cudnn"
+    elif backend not in BACKENDS:
+        raise ValueError(
+            f"backend must be one of {', '.join(BACKENDS)}, or None, got {backend!r}."
+        )
+    elif backend == "cudnn" and reason:
+        raise ValueError(
+            f"cuDNN cannot attend here: {reason}. Use backend='xla', or None to choose."
+        )
+    if length is not None:
+        length = jnp.clip(jnp.asarray(length, jnp.int32), 0, key.shape[1])
+        length = jnp.broadcast_to(length, (batch,))
+    return backend, length, head_dim**-0.5 if scale is None else scale

@@ -1,0 +1,126 @@
+"""Softmax attention by cuDNN, for float16 and bfloat16 on NVIDIA GPUs.
+
+A length does not cost a mask: cuDNN skips the blocks of keys behind it.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from fdjax.attention import xla
+from fdjax.axes import Array
+
+_DTYPES = (jnp.bfloat16, jnp.float16)
+
+
+def unsupported_reason(query: Array, key: Array, value: Array) -> str | None:
+    """Why cuDNN cannot attend to these arrays on the default device, or None.
+
+    The limits are those that jax checks when it lowers the call
+    (jax/_src/cudnn/fused_attention_stablehlo.py, `check_is_flash_attention`).
+    """
+    dtypes = {array.dtype for array in (query, key, value)}
+    if len(dtypes) > 1 or query.dtype not in _DTYPES:
+        names = ", ".join(sorted(str(dtype) for dtype in dtypes))
+        return f"it needs bfloat16 or float16 throughout, got {names}"
+    capability = _compute_capability()
+    if capability is None:
+        return "the default device is no NVIDIA GPU"
+    if capability < (8, 0):
+        return f"it needs compute capability 8.0, the device has {capability}"
+    max_dim = 256 if capability >= (9, 0) else 128
+    head_dim = query.shape[-1]
+    if head_dim != value.shape[-1] or head_dim % 8 or head_dim > max_dim:
+        return (
+            f"it needs one head width for all, a multiple of 8 up to {max_dim}, got "
+            f"{head_dim} and {value.shape[-1]}"
+        )
+    return None
+
+
+def attend(
+    query: Array, key: Array, value: Array, *, length: Array | None, scale: float
+) -> Array:
+    """Attention; see `fdjax.attention.attend`.  `length` is int32[B] or None."""
+    out = jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        scale=scale,
+        key_value_seq_lengths=None if length is None else jnp.maximum(length, 1),
+        implementation="cudnn",
+    )
+    if length is None:
+        return out
+    return jnp.where((length == 0)[:, None, None, None], jnp.zeros_like(out), out)
+
+
+def attend_with_lse(
+    query: Array, key: Array, value: Array, *, length: Array | None, scale: float
+) -> tuple[Array, Array]:
+    """Attention and log-sum-exp; see `fdjax.attention.attend_with_lse`.
+
+    `length` is int32[B] or None. The backward pass is that of `fdjax.attention.xla`.
+    """
+    out, lse = _attend_with_lse(scale, query, key, value, length)
+    if length is not None:
+        empty = (length == 0)[:, None, None]
+        out = jnp.where(empty[..., None], jnp.zeros_like(out), out)
+        lse = jnp.where(empty, xla.EMPTY_LSE, lse)
+    return out, lse
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend_with_lse(
+    scale: float, query: Array, key: Array, value: Array, length: Array | None
+) -> tuple[Array, Array]:
+    # jax.nn.dot_product_attention(return_residual=True) rounds the log-sum-exp to the
+    # dtype of the output, which moves merged weights by percents; this does not.
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    batch, num_queries = query.shape[:2]
+    if length is None:
+        mask_type, query_length, key_length = fused.MaskType.NO_MASK, None, None
+    else:
+        mask_type = fused.MaskType.PADDING
+        query_length = jnp.full((batch,), num_queries, jnp.int32)
+        key_length = jnp.maximum(length, 1)
+    return fused.dot_product_attention(
+        query,
+        key,
+        value,
+        q_seqlen=query_length,
+        kv_seqlen=key_length,
+        scale=scale,
+        mask_type=mask_type,
+        return_residual=True,
+    )
+
+
+def _forward(scale, query, key, value, length):
+    inputs = (query, key, value, length)
+    return _attend_with_lse(scale, *inputs), inputs
+
+
+def _backward(scale, inputs, cotangents):
+    # jax's own rule drops the gradient of the log-sum-exp, which merging needs.
+    *arrays, length = inputs
+    if length is not None:
+        length = jnp.maximum(length, 1)
+    attend = functools.partial(xla.attend, length=length, scale=scale)
+    gradients = jax.vjp(attend, *arrays)[1](cotangents)
+    return (*gradients, None)
+
+
+_attend_with_lse.defvjp(_forward, _backward)
+
+
+def _compute_capability() -> tuple[int, ...] | None:
+    """That of the default device, or None where that is no NVIDIA GPU."""
+    device = jax.config.jax_default_device
+    if device is None or isinstance(device, str):
+        device = jax.local_devices(backend=device)[0]
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
+        return None
+    return tuple(int(part) for part in device.compute_capability.split("."))
