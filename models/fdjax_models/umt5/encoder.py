@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from fdjax.axes import Array, Params
 from fdjax.conditioner import TextConditioner
 from fdjax.config import InstantiateConfig
+from fdjax.nn.random_params import random_params
 from fdjax_models.umt5.model import Umt5Encoder
 from fdjax_models.umt5.tokenizer import (
     TokenizedPrompts,
@@ -54,7 +55,8 @@ class Umt5TextEncoder(TextConditioner):
     def init_params(self, key: jax.Array) -> Params:
         """Random parameters in the config's dtype."""
         token_ids, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
-        return self.module.init(key, token_ids, mask)["params"]
+        shapes = jax.eval_shape(self.module.init, key, token_ids, mask)["params"]
+        return random_params(shapes, key)
 
     def tokenize(self, text: Sequence[str]) -> TokenizedPrompts:
         """Cleans and tokenizes; warns of prompts that are too long.
