@@ -21,8 +21,10 @@ def field_docs(config_class: type) -> dict[str, str]:
 
 
 def summary(config_class: type) -> str:
-    """First line of a class's docstring."""
-    return (inspect.getdoc(config_class) or "").partition("\n")[0]
+    """First line of a class's docstring; "" for the one that dataclasses make up."""
+    doc = inspect.getdoc(config_class) or ""
+    made_up = doc.startswith(f"{config_class.__name__}(")
+    return "" if made_up else doc.partition("\n")[0]
 
 
 def _own_field_docs(config_class: type) -> dict[str, str]:

@@ -34,10 +34,12 @@ class BrokenPlugin:
     """A registration that gave no method.
 
     Attributes:
+        name: Its slug or label.
         source: Where it is registered and what it names.
         reason: What went wrong, in one line.
     """
 
+    name: str
     source: str
     reason: str
 
@@ -133,6 +135,7 @@ def _entries(broken: list[BrokenPlugin]) -> Iterator[_Entry]:
         elif text.strip():
             broken.append(
                 BrokenPlugin(
+                    slug,
                     f"{VARIABLE}: {text.strip()}",
                     "must have the form slug=module:ATTR",
                 )
@@ -165,7 +168,7 @@ def _load(entry: _Entry, broken: list[BrokenPlugin]) -> dict[str, Any]:
         if not isinstance(value, Mapping | RunnerConfig) and callable(value):
             value = value()
     except (Exception, SystemExit) as error:  # a plug-in may fail in any way
-        broken.append(BrokenPlugin(entry.source, _reason(error)))
+        broken.append(BrokenPlugin(entry.name, entry.source, _reason(entry, error)))
         return {}
     if isinstance(value, RunnerConfig):
         label = entry.name if entry.slug_required else value.runner_name
@@ -175,7 +178,7 @@ def _load(entry: _Entry, broken: list[BrokenPlugin]) -> dict[str, Any]:
             "must be a RunnerConfig, a dict of them or a callable that returns one, "
             f"got {type(value).__name__}"
         )
-        broken.append(BrokenPlugin(entry.source, reason))
+        broken.append(BrokenPlugin(entry.name, entry.source, reason))
         return {}
     good = {}
     for slug, config in value.items():
@@ -186,7 +189,7 @@ def _load(entry: _Entry, broken: list[BrokenPlugin]) -> dict[str, Any]:
         else:
             good[slug] = config
             continue
-        broken.append(BrokenPlugin(entry.source, reason))
+        broken.append(BrokenPlugin(entry.name, entry.source, reason))
     return good
 
 
@@ -198,8 +201,9 @@ def _resolve(value: str) -> Any:
     return found
 
 
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, ModuleNotFoundError) and _clone_entries():
-        text += " (in a clone: use scripts/run.py, or `pip install -e .`)"
-    return f"{type(error).__name__}: {text}"
+def _reason(entry: _Entry, error: BaseException) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    package = entry.value.partition(".")[0]
+    if entry in _clone_entries() and getattr(error, "name", None) == package:
+        text += " (this clone is not installed: use scripts/run.py)"
+    return text

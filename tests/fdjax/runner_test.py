@@ -1,6 +1,5 @@
 """Runs from files to files on the tiny pipeline, and what goes wrong in them."""
 
-import dataclasses
 import json
 import logging
 import pathlib
@@ -13,42 +12,9 @@ import pytest
 from fdjax import media, video_writer
 from fdjax.conditioner import Conditions
 from fdjax.config import derive_config, from_json
-from fdjax.runner import Runner, RunnerConfig, RunnerInputs
-from tests import tiny
+from fdjax.runner import RunnerConfig
+from tests.tiny_runner import CONFIG, TinyRunner
 
-
-class TinyRunner(Runner):
-    """Steers the tiny pipeline by one number per chunk."""
-
-    def read_inputs(self):
-        if self.config.control < 0:
-            raise ValueError(f"control must be at least 0, got {self.config.control}.")
-        controls = [jnp.full((1,), self.config.control)] * self.config.num_controls
-        return RunnerInputs(controls=controls)
-
-    def encode_conditions(self, params, inputs):
-        assert params == {}
-        return Conditions(text=jax.random.normal(jax.random.key(1), (1, 3, 4)))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TinyRunnerConfig(RunnerConfig):
-    _target: type = TinyRunner
-    control: float = 0.1
-    num_controls: int = 100
-
-
-CONFIG = TinyRunnerConfig(
-    runner_name="tiny",
-    description="A tiny pipeline.",
-    pipeline=tiny.CONFIG,
-    total_blocks=4,
-    pixel_height=6,
-    pixel_width=8,
-    fps=12,
-    random_weights=True,
-    compilation_cache=False,
-)
 NAME = "tiny-random-weights"
 FILES = {f"{NAME}.mp4", f"{NAME}.png", f"stats_{NAME}.json", f"{NAME}.config.json"}
 
