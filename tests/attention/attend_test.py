@@ -107,50 +107,46 @@ def test_a_length_out_of_range_is_clipped():
 def test_keys_behind_the_length_have_no_influence():
     query, key, value = qkv()
     garbage = jnp.arange(11)[None, :, None, None] >= 6
-    expected = attend(query, key, value, length=6)
+    filled = jnp.where(garbage, 1e4, key), jnp.where(garbage, -1e4, value)
+    expected, _ = softmax_attention(query, key, value, 6)
     for chunk in (None, 2, 4):
-        out, _ = xla.attend(
-            query,
-            jnp.where(garbage, 1e4, key),
-            jnp.where(garbage, -1e4, value),
-            length=jnp.full(2, 6),
-            scale=8**-0.5,
-            key_chunk=chunk,
-        )
+        options = {"length": jnp.full(2, 6), "scale": 8**-0.5, "key_chunk": chunk}
+        out, _ = jax.jit(functools.partial(xla.attend, **options))(query, *filled)
         np.testing.assert_allclose(out, expected, atol=ATOL)
 
 
 @pytest.mark.parametrize("key_chunk", [None, 4])
-@pytest.mark.parametrize("length", [0, 1, 7, 11])
-def test_gradients_of_output_and_lse(key_chunk, length):
+def test_gradients_of_output_and_lse(key_chunk):
     arrays = qkv()
     out_weight, lse_weight = draw(5, (2, 5, 3, 8), (2, 3, 5))
 
-    def weighed(attention, *arrays):
-        out, lse = attention(*arrays)
-        return jnp.sum(out * out_weight) + jnp.sum(
-            jnp.where(lse < -1e29, 0.0, lse) * lse_weight
-        )
-
-    def plain(query, key, value):
-        scores = 8**-0.5 * jnp.einsum("BLND,BSND->BNLS", query, key[:, :length])
-        out = jnp.einsum("BNLS,BSND->BLND", jax.nn.softmax(scores), value[:, :length])
+    def plain(query, key, value, length):
+        scores = 8**-0.5 * jnp.einsum("BLND,BSND->BNLS", query, key)
+        valid = (jnp.arange(11) < length[:, None])[:, None, None]
+        scores = jnp.where(valid, scores, -jnp.inf)
+        out = jnp.einsum("BNLS,BSND->BLND", jax.nn.softmax(scores), value)
         return out, jax.nn.logsumexp(scores, axis=-1)
 
-    attention = functools.partial(
-        xla.attend, length=jnp.full(2, length), scale=8**-0.5, key_chunk=key_chunk
-    )
-    actual = jax.jit(
-        jax.grad(functools.partial(weighed, attention), argnums=(0, 1, 2))
-    )(*arrays)
-    if length == 0:
-        expected = [np.zeros(x.shape) for x in arrays]
-    else:
-        expected = jax.grad(functools.partial(weighed, plain), argnums=(0, 1, 2))(
-            *arrays
-        )
-    for gradient, expected_gradient in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(gradient, expected_gradient, atol=5e-6)
+    def chunked(*arrays):
+        *arrays, length = arrays
+        options = {"length": length, "scale": 8**-0.5, "key_chunk": key_chunk}
+        return xla.attend(*arrays, **options)
+
+    def gradients(attention):
+        def loss(*arrays):
+            out, lse = attention(*arrays)
+            return jnp.sum(out * out_weight) + jnp.sum(lse * lse_weight)
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+
+    actual_gradients, expected_gradients = gradients(chunked), gradients(plain)
+    for lengths in ([11, 11], [1, 7], [8, 4]):
+        actual = actual_gradients(*arrays, jnp.array(lengths))
+        expected = expected_gradients(*arrays, jnp.array(lengths))
+        for gradient, expected_gradient in zip(actual, expected, strict=True):
+            np.testing.assert_allclose(gradient, expected_gradient, atol=5e-6)
+    for gradient in actual_gradients(*arrays, jnp.array([0, 0])):
+        np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
 
 
 def test_long_keys_never_make_the_whole_score_matrix():
@@ -229,8 +225,8 @@ def test_gradients_through_a_merge_with_empty_segments(lengths):
         return jnp.sum(jnp.sin(attend(query, key[:, kept], value[:, kept])))
 
     argnums = (0, 1, 2)
-    actual = jax.grad(merged, argnums)(query, key, value)
-    expected = jax.grad(whole, argnums)(query, key, value)
+    actual = jax.jit(jax.grad(merged, argnums))(query, key, value)
+    expected = jax.jit(jax.grad(whole, argnums))(query, key, value)
     for gradient, expected_gradient in zip(actual, expected, strict=True):
         np.testing.assert_allclose(gradient, expected_gradient, atol=5e-6)
 
@@ -238,14 +234,14 @@ def test_gradients_through_a_merge_with_empty_segments(lengths):
 def test_attention_maps_over_sessions():
     query, key, value = qkv(batch=4)
     lengths = jnp.array([0, 1, 5, 11])
-    mapped = jax.vmap(
-        lambda *arrays: xla.attend(
-            *(x[None] for x in arrays[:3]),
-            length=arrays[3][None],
-            scale=8**-0.5,
-            key_chunk=4,
-        )[0][0]
-    )
+
+    @jax.jit
+    @jax.vmap
+    def mapped(query, key, value, length):
+        arrays = (x[None] for x in (query, key, value))
+        options = {"length": length[None], "scale": 8**-0.5, "key_chunk": 4}
+        return xla.attend(*arrays, **options)[0][0]
+
     expected = attend(query, key, value, length=lengths)
     np.testing.assert_allclose(mapped(query, key, value, lengths), expected, atol=ATOL)
 
