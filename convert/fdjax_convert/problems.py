@@ -30,11 +30,11 @@ class Problems:
     """Collects problems by kind; keys that differ in numbers only become one line."""
 
     def __init__(self) -> None:
-        self._keys: dict[str, list[str]] = {}
+        self._keys: dict[str, dict[str, None]] = {}
 
     def add(self, key: str, what: str) -> None:
         """Notes that `what` is wrong with `key`."""
-        self._keys.setdefault(what, []).append(key)
+        self._keys.setdefault(what, {})[key] = None
 
     def check(self) -> None:
         """Raises if there is any."""
@@ -64,15 +64,13 @@ def summarize(keys: Collection[str]) -> list[str]:
         families.setdefault(words, []).append(numbers)
         members.setdefault(words, []).append(key)
     lines = []
-    for words, numbers in families.items():
-        if len(numbers) <= 3:
+    for words, rows in families.items():
+        if len(rows) <= 3:
             lines.extend(members[words])
             continue
-        ranges = [
-            _as_range(sorted(set(column))) for column in zip(*numbers, strict=True)
-        ]
+        ranges = [_as_range(sorted(set(column))) for column in zip(*rows, strict=True)]
         text = words[0] + "".join(r + w for r, w in zip(ranges, words[1:], strict=True))
-        lines.append(f"{text} ({len(numbers)})")
+        lines.append(f"{text} ({len(rows)})")
     return lines
 
 

@@ -32,7 +32,14 @@ from fdjax_convert.patterns import (
     target_pattern,
 )
 from fdjax_convert.problems import Problems
-from fdjax_convert.tensors import LazyTensor, as_lazy, cast, is_finite
+from fdjax_convert.tensors import (
+    LazyTensor,
+    as_lazy,
+    cast,
+    contiguous,
+    is_finite,
+    is_float,
+)
 from fdjax_convert.transforms import IDENTITY, LINEAR, Transform
 
 _CHECK_VALUES_BELOW = 1 << 30
@@ -171,8 +178,8 @@ class Step:
 class Conversion:
     """A checkpoint matched with a table and a target; nothing has been read yet.
 
-    Building it checks all keys, leaves and shapes. `leaves()` then reads tensor by
-    tensor.
+    Building it checks all keys, leaves and shapes. `lazy_leaves()` then reads tensor
+    by tensor.
 
     Args:
         source: Tensors by key, wrappers and prefixes removed.
@@ -197,7 +204,7 @@ class Conversion:
         self.dtype = None if dtype is None else np.dtype(dtype)
         self.steps: list[Step] = []
         self.duplicates: list[Step] = []
-        problems = Problems()
+        self._problems = problems = Problems()
         self._match(rules, problems)
         self._check_shapes(problems)
         if problems and self.source_bytes < _CHECK_VALUES_BELOW:
@@ -211,24 +218,45 @@ class Conversion:
         keys = (key for step in self.steps for key in step.keys)
         return sum(self.source[key].nbytes for key in keys)
 
-    def leaves(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Reads the tensors and yields (path, value), in the order of the file.
+    def lazy_leaves(self) -> dict[str, LazyTensor]:
+        """The leaves by path, each made when it is read; call `finish` after that.
 
-        Values may be read-only views of the file. NaNs, infinities and aliases that
-        differ are reported together at the end, so use the leaves only when the
-        iteration has come to its end.
+        Values may be read-only views of the file, and need not be contiguous.
         """
-        problems = Problems()
+        leaves = {}
         for step in self.steps:
-            arrays = self._read(step, problems)
-            results = step.to_flax(arrays)
-            for path, array in zip(step.paths, results, strict=True):
-                narrow = cast(array, self.dtype)
-                if narrow is not array and is_finite(array) and not is_finite(narrow):
-                    problems.add(step.keys[0], f"overflows in {self.dtype}")
-                yield path, narrow
-        self._check_duplicates(problems)
-        problems.check()
+            dtype = self.source[step.keys[0]].dtype
+            if self.dtype is not None and is_float(dtype):
+                dtype = self.dtype
+            for slot, path in enumerate(step.paths):
+                leaves[path] = LazyTensor(
+                    tuple(self.targets[path].shape),
+                    dtype,
+                    functools.partial(self._make, step, slot),
+                    functools.partial(self._release, step),
+                )
+        return leaves
+
+    def finish(self) -> None:
+        """Checks aliases, and raises if any value that was read was bad.
+
+        Raises:
+            ConversionError: With every tensor that holds NaNs or infinities, or that
+                overflows in the type it was cast to, and every alias that differs.
+        """
+        self._check_duplicates()
+        self._problems.check()
+
+    def _make(self, step: Step, slot: int) -> np.ndarray:
+        array = step.to_flax(self._read(step, self._problems))[slot]
+        narrow = cast(array, self.dtype)
+        if narrow is not array and is_finite(array) and not is_finite(narrow):
+            self._problems.add(step.keys[0], f"overflows in {self.dtype}")
+        return narrow
+
+    def _release(self, step: Step) -> None:
+        for key in step.keys:
+            self.source[key].release()
 
     def _match(self, rules: Sequence[Rule], problems: Problems) -> None:
         """Finds the rule of every key and the key of every leaf."""
@@ -318,17 +346,17 @@ class Conversion:
                 problems.add(key, "holds NaN or infinite values")
         return arrays
 
-    def _check_duplicates(self, problems: Problems) -> None:
+    def _check_duplicates(self) -> None:
         """Compares every alias with the tensor that was used."""
         used = {path: step for step in self.steps for path in step.paths}
         for alias in self.duplicates:
-            values = alias.to_flax(self._read(alias, problems))
+            values = alias.to_flax(self._read(alias, self._problems))
             for path, value in zip(alias.paths, values, strict=True):
                 step = used[path]
                 arrays = [self.source[key].read() for key in step.keys]
                 other = step.to_flax(arrays)[step.paths.index(path)]
                 if not np.array_equal(value, other):
-                    problems.add(alias.keys[0], f"must equal {step.keys[0]}")
+                    self._problems.add(alias.keys[0], f"must equal {step.keys[0]}")
 
 
 def convert(
@@ -351,10 +379,12 @@ def convert(
     Raises:
         ConversionError: If key, leaf, shape or value does not fit; lists all problems.
     """
-    leaves = {
-        path: np.array(value, order="C")
-        for path, value in Conversion(source, rules, target_shapes, dtype).leaves()
-    }
+    conversion = Conversion(source, rules, target_shapes, dtype)
+    leaves = {}
+    for path, leaf in conversion.lazy_leaves().items():
+        leaves[path] = np.array(contiguous(leaf.read()))
+        leaf.release()
+    conversion.finish()
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
@@ -372,7 +402,7 @@ def to_torch(params: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, np.n
         ConversionError: With every leaf that no rule or more than one rule explains.
     """
     return {
-        key: np.ascontiguousarray(tensor.read())
+        key: np.array(contiguous(tensor.read()))
         for key, tensor in export(params, rules).items()
     }
 

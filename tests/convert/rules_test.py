@@ -11,7 +11,7 @@ import pytest
 from fdjax_convert import patterns, rules, transforms
 from fdjax_convert.problems import ConversionError, summarize
 from fdjax_convert.rules import Conversion, Drop, Rule
-from fdjax_convert.tensors import LazyTensor, is_finite, is_float
+from fdjax_convert.tensors import LazyTensor, contiguous, is_finite, is_float
 
 RULES = (
     *rules.layer(r"embed", "embed", transforms.conv_as_matrix(1, 2, 2)),
@@ -231,19 +231,37 @@ def test_dropped_tensors_are_not_read():
     rules.convert(source, RULES, make_target())
 
 
-def test_tensors_are_read_one_by_one():
-    """The iteration holds one tensor at a time: the next is read when asked for."""
+def test_tensors_are_read_when_asked_for():
     reads = []
 
     def lazy(key, value):
         return LazyTensor(value.shape, value.dtype, lambda: reads.append(key) or value)
 
     source = {key: lazy(key, value) for key, value in make_checkpoint().items()}
-    leaves = Conversion(source, RULES, make_target()).leaves()
-    next(leaves)
-    assert len(reads) == 1
-    list(leaves)
-    assert len(reads) == len(source) - 1
+    conversion = Conversion(source, RULES, make_target())
+    leaves = conversion.lazy_leaves()
+    assert not reads
+    leaves["embed/kernel"].read()
+    assert reads == ["embed.weight"]
+    leaves["blocks_1/k/kernel"].read()
+    assert reads == ["embed.weight", "blocks.1.to_qkv.weight"]
+    conversion.finish()
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.float32, np.float64, np.int64, ml_dtypes.bfloat16, np.bool_, np.int8]
+)
+def test_contiguous_copies_bit_for_bit(dtype):
+    rng = np.random.default_rng(0)
+    size = np.dtype(dtype).itemsize
+    data = rng.integers(0, 2 if dtype is np.bool_ else 256, (4, 6, 5 * size), np.uint8)
+    array = data.view(dtype)
+    assert contiguous(array) is array
+    for view in (array.transpose(2, 0, 1), array[:, ::-2], array[1, :, 2], array[:0].T):
+        copy = contiguous(view)
+        assert copy.flags.c_contiguous
+        assert copy.dtype == array.dtype
+        assert copy.tobytes() == np.ascontiguousarray(view).tobytes()
 
 
 def test_export_names_leaves_that_no_rule_explains():
