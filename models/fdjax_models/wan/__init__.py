@@ -1,0 +1,1 @@
+"""The Wan family: diffusion transformer, autoencoders, controls."""

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 
 from fdjax.axes import Array, Params, PyTree
 from fdjax.config import InstantiateConfig
+from fdjax.nn.random_params import random_params
 from fdjax_models.wan.block import (
     Block,
     CameraModulation,
     ContextKV,
     SelfAttentionFn,
 )
-from fdjax_models.wan.initialization import init_by_shape
 from fdjax_models.wan.layers import LayerNorm, modulate, standardize
 from fdjax_models.wan.time_embedding import sinusoid
 
@@ -314,7 +314,9 @@ class WanDiTConfig(InstantiateConfig):
 
     def init_params(self, key: jax.Array) -> Params:
         """Random weights that keep activations at unit scale."""
-        return init_by_shape(self.setup(), key, method="_touch", dtype=self.param_dtype)
+        module = self.setup()
+        shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), method="_touch"))
+        return random_params(shapes["params"], key)
 
 
 WAN_1_3B = WanDiTConfig()
