@@ -164,7 +164,9 @@ def resize(
             np.take(out, index[tap], axis) * weight[tap].reshape(shape)
             for tap in range(len(index))
         )
-    return np.clip(np.rint(out), 0, 255).astype(np.uint8)
+    # OpenCV rounds halves up in its fixed-point kernel, to even in the other one.
+    out = np.floor(out + 0.5) if method == "bilinear" else np.rint(out)
+    return np.clip(out, 0, 255).astype(np.uint8)
 
 
 def _linear(distance: np.ndarray) -> np.ndarray:
