@@ -1,0 +1,433 @@
+"""Saves, restores and finds the parameters of components.
+
+fdjax's own formats are a directory, `fdjax.json` beside an orbax tree `params/`, and a
+safetensors file whose keys are paths such as `blocks_0/ffn/fc1/kernel`. Anything else
+is a published checkpoint: a converter, found through the entry-point group
+`fdjax.checkpoint_converters`, turns it into fdjax's format once and keeps the result.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from fdjax import checkpoint_io
+from fdjax.axes import Params, PyTree
+from fdjax.component import ParametricComponent
+
+CONVERTERS = "fdjax.checkpoint_converters"
+"""Entry-point group. An entry is called as `converter(component, source, sharding=…)`
+and returns params, or None if it does not know the component's architecture."""
+
+_METADATA = "fdjax.json"
+_PARAMS = "params"
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What is written beside parameters.
+
+    Attributes:
+        architecture: `ParametricComponent.architecture` of the component.
+        config: The component's config as the tree of its JSON; None if unknown.
+        shapes: Sizes by path.
+        dtypes: Element types by path.
+        source: Where converted parameters come from: file, sha256, layout, wrapper.
+        files: Length in bytes of every file of a directory.
+    """
+
+    architecture: str
+    config: Any = None
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
+    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of elements."""
+        return sum(
+            int(np.prod(shape, dtype=np.int64)) for shape in self.shapes.values()
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the values in bytes."""
+        return sum(
+            int(np.prod(shape, dtype=np.int64))
+            * jax.numpy.dtype(self.dtypes[path]).itemsize
+            for path, shape in self.shapes.items()
+        )
+
+    @property
+    def dtype(self) -> str:
+        """The element type, or all of them, most frequent first."""
+        names = list(self.dtypes.values())
+        return ", ".join(sorted(set(names), key=names.count, reverse=True))
+
+    def to_json(self) -> str:
+        """The text of `fdjax.json`."""
+        tree = dataclasses.asdict(self) | {
+            "format": _FORMAT,
+            "config_hash": config_hash(self),
+            "dtype": self.dtype,
+            "num_parameters": self.num_parameters,
+            "fdjax": importlib.metadata.version("fdjax"),
+        }
+        return json.dumps(tree, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Metadata":
+        """Reads what `to_json` wrote; raises ValueError if it is something else."""
+        tree = json.loads(text)
+        if not isinstance(tree, dict) or tree.get("format") != _FORMAT:
+            found = tree.get("format") if isinstance(tree, dict) else tree
+            raise ValueError(f"its format must be {_FORMAT}, is {found!r}")
+        names = [field.name for field in dataclasses.fields(cls)]
+        values = {name: tree[name] for name in names}
+        values["shapes"] = {key: tuple(s) for key, s in values["shapes"].items()}
+        return cls(**values)
+
+
+def config_hash(metadata: Metadata) -> str:
+    """Identity of what parameters fit: sha256 of the architecture and all shapes."""
+    content = [metadata.architecture, sorted(metadata.shapes.items())]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def describe(
+    params: PyTree,
+    *,
+    architecture: str = "",
+    config: Any = None,
+    source: Mapping[str, Any] | None = None,
+) -> Metadata:
+    """Metadata of a tree of arrays or of shapes."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    if config is not None and not isinstance(config, Mapping):
+        from fdjax import config as configs
+
+        config = json.loads(configs.to_json(config))
+    return Metadata(
+        architecture=architecture,
+        config=config,
+        shapes={path: tuple(leaf.shape) for path, leaf in flat.items()},
+        dtypes={path: str(np.dtype(leaf.dtype)) for path, leaf in flat.items()},
+        source=dict(source or {}),
+    )
+
+
+def save(
+    path: str | os.PathLike,
+    params: PyTree,
+    *,
+    component: ParametricComponent | None = None,
+    architecture: str = "",
+    config: Any = None,
+    source: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Metadata:
+    """Writes parameters; they appear at `path` whole or not at all.
+
+    Args:
+        path: A directory to make (orbax), or a file that ends in `.safetensors`.
+        params: Nested dict of arrays, or of `checkpoint_io.LazyArray`s, which are made
+            one after the other.
+        component: Gives architecture and config.
+        architecture: Which network it is, without a component.
+        config: Its config, or the JSON tree of one.
+        source: What converted parameters come from.
+        overwrite: Replace what is at `path`.
+
+    Raises:
+        FileExistsError: There is something at `path`.
+        OSError: The disk is full.
+    """
+    path = pathlib.Path(path).expanduser().absolute()
+    if component is not None:
+        architecture, config = component.architecture, component.config
+    metadata = describe(params, architecture=architecture, config=config, source=source)
+    checkpoint_io.check_free_space(path, metadata.num_bytes)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; remove it or choose another path.")
+    with checkpoint_io.explain_full_disk(path):
+        if path.suffix == ".safetensors":
+            _save_file(path, params, metadata)
+        else:
+            with checkpoint_io.atomic_directory(path, overwrite=overwrite) as partial:
+                checkpoint_io.write_orbax(partial / _PARAMS, params)
+                lengths = checkpoint_io.file_lengths(partial)
+                metadata = dataclasses.replace(metadata, files=lengths)
+                (partial / _METADATA).write_text(metadata.to_json(), encoding="utf-8")
+    return metadata
+
+
+def _save_file(path: pathlib.Path, params: PyTree, metadata: Metadata) -> None:
+    from fdjax import files
+
+    flat = traverse_util.flatten_dict(params, sep="/")
+    arrays = {
+        name: leaf.read() if isinstance(leaf, checkpoint_io.LazyArray) else leaf
+        for name, leaf in flat.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.atomic_output(path) as temporary:
+        checkpoint_io.write_safetensors(
+            temporary,
+            {name: np.asarray(array) for name, array in arrays.items()},
+            {"format": "fdjax", "fdjax": metadata.to_json()},
+        )
+
+
+def read_metadata(path: str | os.PathLike) -> Metadata | None:
+    """The metadata of a checkpoint in fdjax's own format; None if it is none.
+
+    Raises:
+        ValueError: It is damaged, or of a newer version.
+    """
+    path = pathlib.Path(path).expanduser()
+    try:
+        if (path / _METADATA).is_file():
+            return Metadata.from_json((path / _METADATA).read_text("utf-8"))
+        if path.is_file():
+            return _read_file_metadata(path)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged, its metadata: {error}.") from None
+    return None
+
+
+def _read_file_metadata(path: pathlib.Path) -> Metadata | None:
+    header = checkpoint_io.read_safetensors_header(path)
+    stored = header.pop("__metadata__", {})
+    if "fdjax" in stored:
+        return Metadata.from_json(stored["fdjax"])
+    if not any("/" in name for name in header):
+        return None
+    # Written by other means, with our paths as keys.
+    return Metadata(
+        architecture="",
+        shapes={name: tuple(entry["shape"]) for name, entry in header.items()},
+        dtypes={
+            name: checkpoint_io.dtype_name(entry["dtype"])
+            for name, entry in header.items()
+        },
+    )
+
+
+def restore(
+    path: str | os.PathLike,
+    target_shapes: PyTree | None = None,
+    *,
+    component: ParametricComponent | None = None,
+    dtype: Any = None,
+    sharding: Any = None,
+) -> Params:
+    """Reads parameters in fdjax's own format, straight to the devices.
+
+    Args:
+        path: What `save` wrote.
+        target_shapes: Tree of `jax.ShapeDtypeStruct`; arrays are cast to its dtypes.
+            None: that of the component, or whatever is stored.
+        component: Checked against what is stored: a mismatch names both.
+        dtype: Type of all floating arrays, in place of that of `target_shapes`.
+        sharding: One `jax.sharding.Sharding` for all, or a tree of them; None: the
+            default device.
+
+    Raises:
+        FileNotFoundError: There is nothing at `path`.
+        ValueError: It is damaged, or belongs to another architecture or config.
+    """
+    path = pathlib.Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"There is no checkpoint at {path}.")
+    metadata = read_metadata(path)
+    if metadata is None:
+        raise ValueError(
+            f"{path} is no complete checkpoint of fdjax: it has no {_METADATA}."
+        )
+    if component is not None and target_shapes is None:
+        target_shapes = component.param_shapes()
+    if target_shapes is None:
+        target_shapes = _stored_shapes(metadata)
+    check_fit(path, metadata, target_shapes, component)
+    target = _target(target_shapes, dtype, sharding)
+    if path.is_dir():
+        return _restore_directory(path, target, metadata.files)
+    flat = checkpoint_io.read_safetensors(path)
+    target = traverse_util.flatten_dict(target, sep="/")
+    arrays = {
+        name: jax.device_put(flat[name].astype(leaf.dtype), leaf.sharding)
+        for name, leaf in target.items()
+    }
+    return traverse_util.unflatten_dict(arrays, sep="/")
+
+
+def _restore_directory(
+    path: pathlib.Path, target: PyTree, lengths: Mapping[str, int]
+) -> Params:
+    found = checkpoint_io.file_lengths(path)
+    for name, length in lengths.items():
+        if found.get(name) != length:
+            state = f"has {found[name]} bytes" if name in found else "is missing"
+            raise ValueError(
+                f"{path} is damaged: its file {name} {state}, must have {length} "
+                "bytes; delete the directory, so that it is made again."
+            )
+    try:
+        return checkpoint_io.read_orbax(path / _PARAMS, target)
+    except MemoryError:
+        raise
+    except Exception as error:  # orbax and tensorstore have many for a damaged file
+        reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
+        raise ValueError(
+            f"{path} is damaged and cannot be restored ({reason}); delete it, so that "
+            "it is made again."
+        ) from error
+
+
+def _stored_shapes(metadata: Metadata) -> PyTree:
+    flat = {
+        name: jax.ShapeDtypeStruct(shape, jax.numpy.dtype(metadata.dtypes[name]))
+        for name, shape in metadata.shapes.items()
+    }
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _target(shapes: PyTree, dtype: Any, sharding: Any) -> PyTree:
+    """Adds dtype and sharding to a tree of shapes."""
+    if sharding is None:
+        device = getattr(jax.config, "jax_default_device", None)
+        device = device or jax.local_devices()[0]
+        if isinstance(device, str):
+            device = jax.local_devices(backend=device)[0]
+        sharding = jax.sharding.SingleDeviceSharding(device)
+    if isinstance(sharding, jax.sharding.Sharding):
+        sharding = jax.tree.map(lambda _: sharding, shapes)
+
+    def make(leaf: Any, placed: Any) -> jax.ShapeDtypeStruct:
+        floating = jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
+        kind = dtype if dtype is not None and floating else leaf.dtype
+        return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=placed)
+
+    return jax.tree.map(make, shapes, sharding)
+
+
+def check_fit(
+    path: pathlib.Path,
+    metadata: Metadata,
+    target_shapes: PyTree,
+    component: ParametricComponent | None = None,
+) -> None:
+    """Checks that stored parameters are those that are wanted.
+
+    Raises:
+        ValueError: They are of another architecture or config; names both.
+    """
+    wanted = describe(
+        target_shapes,
+        architecture=component.architecture if component is not None else "",
+        config=component.config if component is not None else None,
+    )
+    names = metadata.architecture, wanted.architecture
+    if all(names) and names[0] != names[1]:
+        raise ValueError(
+            f"{path} holds parameters of {names[0]!r}, those of {names[1]!r} are "
+            "wanted."
+        )
+    fields = tuple(getattr(component, "weight_fields", ()))
+    problems = _differences(metadata, wanted)
+    changed = _changed_fields(metadata.config, wanted.config)
+    problems += [
+        f"config field {name}: {there!r} there, {here!r} here"
+        for name, (there, here) in changed.items()
+        if problems or name in fields
+    ]
+    if problems:
+        shown = "".join(f"\n  - {problem}" for problem in problems[:20])
+        more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise ValueError(
+            f"{path} holds {names[0] or 'parameters'} of another config (hash "
+            f"{config_hash(metadata)[:12]}, wanted {config_hash(wanted)[:12]}):"
+            f"{shown}{more}"
+        )
+
+
+def _differences(there: Metadata, here: Metadata) -> list[str]:
+    """Paths that are missing, left over, or of another shape."""
+    problems = []
+    for name, shape in here.shapes.items():
+        if name not in there.shapes:
+            problems.append(f"{name} is missing")
+        elif there.shapes[name] != shape:
+            found = list(there.shapes[name])
+            problems.append(f"{name} is {found} there, {list(shape)} here")
+    left = [name for name in there.shapes if name not in here.shapes]
+    return problems + [f"{name} is there, but not wanted" for name in left]
+
+
+_IGNORED_FIELDS = (
+    "checkpoint_path",
+    "tokenizer_path",
+    "dtype",
+    "param_dtype",
+    "_class",
+)
+
+
+def _changed_fields(there: Any, here: Any, prefix: str = "") -> dict[str, tuple]:
+    """Config fields that differ: {path: (there, here)}."""
+    if not (isinstance(there, Mapping) and isinstance(here, Mapping)):
+        return {} if there == here or None in (there, here) else {prefix: (there, here)}
+    changed: dict[str, tuple] = {}
+    for name in here:
+        if name in there and name not in _IGNORED_FIELDS:
+            path = f"{prefix}.{name}" if prefix else name
+            changed |= _changed_fields(there[name], here[name], path)
+    return changed
+
+
+def load_params(component: ParametricComponent, *, sharding: Any = None) -> Params:
+    """Parameters from what `component.config.checkpoint_path` names.
+
+    Args:
+        component: Has `architecture`, `param_shapes()` and a config.
+        sharding: See `restore`.
+
+    Returns:
+        Params in the dtypes of `param_shapes()`, on the devices.
+
+    Raises:
+        ValueError: No checkpoint is named, or it does not fit.
+        FileNotFoundError: It is missing, or cannot be downloaded.
+    """
+    name = type(component.config).__name__
+    source = getattr(component.config, "checkpoint_path", None)
+    if source is None:
+        raise ValueError(
+            f"{name} names no checkpoint: set its checkpoint_path to a file, a "
+            "directory, a URL or hf://owner/repo/file, or ask for random weights."
+        )
+    path = pathlib.Path(source).expanduser()
+    if path.exists() and read_metadata(path) is not None:
+        return restore(path, component=component, sharding=sharding)
+    for entry in importlib.metadata.entry_points(group=CONVERTERS):
+        params = entry.load()(component, os.fspath(source), sharding=sharding)
+        if params is not None:
+            return params
+    if not path.exists():
+        raise FileNotFoundError(
+            f"There is no checkpoint at {path} ({name}.checkpoint_path)."
+        )
+    raise ValueError(
+        f"{path} is no checkpoint of fdjax, and no converter knows the architecture "
+        f"{component.architecture!r} of {name}."
+    )
