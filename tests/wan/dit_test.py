@@ -1,4 +1,4 @@
-"""The network: recorded outputs of the reference, published sizes, timestep features."""
+"""The network: recorded outputs of the reference, published sizes, timesteps."""
 
 import dataclasses
 import math
