@@ -78,8 +78,8 @@ def attend_with_lse(
 def merge(outs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:
     """Attention over all keys from attention over each segment of them.
 
-    Each segment weighs `exp(lse)` (arXiv:2501.01005, section 2.2). A segment without
-    valid keys contributes nothing, to the gradients neither.
+    Each segment weighs `exp(lse)` (the attention states of arXiv:2501.01005). A segment
+    without valid keys contributes nothing, to the gradients neither.
 
     Args:
         outs: Output of `attend_with_lse` for each segment.  [B, L, N, D] each.

@@ -1,0 +1,126 @@
+"""The explicit Euler solver for the flow."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fdjax.axes import Array, PyTree
+from fdjax.schedulers.base import (
+    PredictFlow,
+    Scheduler,
+    SchedulerConfig,
+    add_noise_of_nearest,
+    inference_sigmas,
+    require,
+)
+
+
+class EulerStep(NamedTuple):
+    """What one step needs; scanned over the leading axis.
+
+    Attributes:
+        timestep: What the network is told.  float32[K].
+        sigma_change: Next noise level minus this one, negative.  float32[K].
+    """
+
+    timestep: np.ndarray
+    sigma_change: np.ndarray
+
+
+class EulerScheduler(Scheduler):
+    """`x += (sigma_next - sigma) * flow`, from the highest level to 0."""
+
+    config: "EulerSchedulerConfig"
+
+    @property
+    def num_draws(self) -> int:
+        """The initial latent alone."""
+        return 1
+
+    @functools.cached_property
+    def sigmas(self) -> np.ndarray:
+        """Noise levels between the steps, the last one included.  float32[K + 1]."""
+        config = self.config
+        if config.fixed_timesteps is None:
+            return np.append(inference_sigmas(config), 0.0).astype(np.float32)
+        return np.float32(config.fixed_timesteps) / np.float32(
+            config.num_train_timesteps
+        )
+
+    @functools.cached_property
+    def timesteps(self) -> np.ndarray:
+        """Timesteps of `sigmas`, not truncated.  float32[K + 1]."""
+        config = self.config
+        if config.fixed_timesteps is None:
+            return self.sigmas * np.float32(config.num_train_timesteps)
+        return np.float32(config.fixed_timesteps)
+
+    @functools.cached_property
+    def steps(self) -> EulerStep:
+        """The step records."""
+        return EulerStep(self.timesteps[:-1], np.diff(self.sigmas))
+
+    def scan(
+        self,
+        carry: PyTree,
+        noise: Array,
+        predict_flow: PredictFlow,
+        step_noise: Array,
+    ) -> tuple[PyTree, Array]:
+        """See `Scheduler.scan`; draws no further noise."""
+        del step_noise
+
+        def step(state, info):
+            carry, sample = state
+            carry, flow = predict_flow(carry, sample, info.timestep)
+            return (carry, sample + info.sigma_change * flow.astype(jnp.float32)), None
+
+        return jax.lax.scan(step, (carry, noise.astype(jnp.float32)), self.steps)[0]
+
+    def add_noise(self, clean: Array, timestep: Array, noise: Array) -> Array:
+        """See `Scheduler.add_noise`; the table is `timesteps`, with the final one."""
+        return add_noise_of_nearest(
+            clean, timestep, noise, timesteps=self.timesteps, sigmas=self.sigmas
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EulerSchedulerConfig(SchedulerConfig):
+    """Config of the explicit Euler solver."""
+
+    _target: type = EulerScheduler
+
+    num_inference_steps: int = 4
+    """Euler steps; the network runs once per step."""
+
+    shift: float = 5.0
+    """Warp of the noise levels; of no effect with `fixed_timesteps`."""
+
+    fixed_timesteps: tuple[float, ...] | None = None
+    """Timesteps of a distilled schedule, num_inference_steps + 1 decreasing values of
+    which the last is usually 0; None derives them from the warped grid."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fixed_timesteps is None:
+            return
+        object.__setattr__(self, "fixed_timesteps", tuple(self.fixed_timesteps))
+        timesteps, last = self.fixed_timesteps, self.num_train_timesteps
+        require(
+            self,
+            "fixed_timesteps",
+            len(timesteps) == self.num_inference_steps + 1,
+            f"num_inference_steps + 1 = {self.num_inference_steps + 1} values",
+        )
+        require(
+            self,
+            "fixed_timesteps",
+            last >= timesteps[0]
+            and timesteps[-1] >= 0
+            and np.all(np.diff(timesteps) < 0),
+            f"decreasing, within [0, num_train_timesteps] ({last})",
+        )

@@ -1,0 +1,188 @@
+"""Few-step flow matching with renoising, as Self-Forcing trains it (arXiv:2506.08009).
+
+    x_0 estimate ──(renoise at sigma_k)──> x ──(network at t_k)──> x_0 estimate
+
+Each step predicts the clean latent in full, then noises it afresh at the next level.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fdjax.axes import Array, PyTree
+from fdjax.schedulers.base import (
+    PredictFlow,
+    Scheduler,
+    SchedulerConfig,
+    add_noise_of_nearest,
+    require,
+    warp,
+)
+
+_TIMESTEP_DTYPES = ("float32", "int64")
+
+
+class FlowMatchStep(NamedTuple):
+    """What one step needs; scanned over the leading axis.
+
+    Attributes:
+        timestep: What the network is told.  float32[K].
+        sigma: Noise level of the step.  float32[K].
+        keep: Weight of the estimate so far: 1 - sigma, but 0 in the first step, which
+            has none.  float32[K].
+        renoise: Weight of the fresh noise: sigma, but 1 in the first step, whatever its
+            sigma.  float32[K].
+    """
+
+    timestep: np.ndarray
+    sigma: np.ndarray
+    keep: np.ndarray
+    renoise: np.ndarray
+
+
+class FlowMatchScheduler(Scheduler):
+    """Predict x_0, renoise, repeat; the last x_0 is the result."""
+
+    config: "FlowMatchSchedulerConfig"
+
+    @property
+    def num_draws(self) -> int:
+        """One per step: the initial latent, then the renoising."""
+        return self.config.num_inference_steps
+
+    @functools.cached_property
+    def training_sigmas(self) -> np.ndarray:
+        """The warped noise levels of training, highest first, float32[1000]."""
+        config = self.config
+        num_points = config.num_train_timesteps + config.extra_one_step
+        sigmas = np.linspace(config.sigma_max, config.sigma_min, num_points)
+        return warp(sigmas[: config.num_train_timesteps], config.shift).astype(
+            np.float32
+        )
+
+    @functools.cached_property
+    def training_timesteps(self) -> np.ndarray:
+        """Timesteps of the training levels, float32[1000]."""
+        return self.training_sigmas * np.float32(self.config.num_train_timesteps)
+
+    @functools.cached_property
+    def steps(self) -> FlowMatchStep:
+        """The step records.
+
+        With warping, raw timestep t names entry `num_train_timesteps - t` of the
+        training table. Its end, t = 0, has the timestep 0 and the smallest level of the
+        table, as in NVIDIA/flashdreams (infra/diffusion/scheduler/fm.py).
+        """
+        config = self.config
+        raw = np.array(config.denoising_timesteps)
+        if config.warp_denoising_step:
+            index = config.num_train_timesteps - raw
+            timestep = np.append(self.training_timesteps, np.float32(0))[index]
+            index = np.minimum(index, config.num_train_timesteps - 1)
+        else:
+            timestep = raw.astype(np.float32)
+            distance = np.abs(self.training_timesteps - timestep[:, None])
+            index = distance.argmin(axis=1)
+        if config.timestep_dtype == "int64":
+            timestep = np.trunc(timestep)
+        sigma = self.training_sigmas[index]
+        keep, renoise = np.float32(1) - sigma, sigma.copy()
+        keep[0], renoise[0] = 0, 1
+        return FlowMatchStep(timestep, sigma, keep, renoise)
+
+    def scan(
+        self,
+        carry: PyTree,
+        noise: Array,
+        predict_flow: PredictFlow,
+        step_noise: Array,
+    ) -> tuple[PyTree, Array]:
+        """See `Scheduler.scan`."""
+        noise = noise.astype(jnp.float32)
+        draws = jnp.concatenate([noise[None], step_noise.astype(jnp.float32)])
+
+        def step(state, step_input):
+            carry, clean = state
+            info, draw = step_input
+            noisy = info.keep * clean + info.renoise * draw
+            carry, flow = predict_flow(carry, noisy, info.timestep)
+            return (carry, noisy - info.sigma * flow.astype(jnp.float32)), None
+
+        state = (carry, jnp.zeros_like(noise))
+        return jax.lax.scan(step, state, (self.steps, draws))[0]
+
+    def add_noise(self, clean: Array, timestep: Array, noise: Array) -> Array:
+        """See `Scheduler.add_noise`; the table is that of training."""
+        return add_noise_of_nearest(
+            clean,
+            timestep,
+            noise,
+            timesteps=self.training_timesteps,
+            sigmas=self.training_sigmas,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlowMatchSchedulerConfig(SchedulerConfig):
+    """Config of the few-step solver that renoises, as Self-Forcing uses it."""
+
+    _target: type = FlowMatchScheduler
+
+    num_inference_steps: int = 4
+    """Solver steps; as many as `denoising_timesteps` has entries."""
+
+    shift: float = 8.0
+    """Warp of the noise levels; above 1, more steps are spent where noise is high."""
+
+    denoising_timesteps: tuple[int, ...] = (1000, 750, 500, 250)
+    """Timestep of each step before warping, in [0, num_train_timesteps]."""
+
+    warp_denoising_step: bool = True
+    """Whether `shift` moves the denoising timesteps; if not, they are used as given,
+    with the noise level of the nearest warped timestep of training."""
+
+    sigma_max: float = 1.0
+    """Highest noise level of the training table before warping, in (0, 1]."""
+
+    sigma_min: float = 0.0
+    """Lowest noise level of the training table before warping, in [0, sigma_max)."""
+
+    extra_one_step: bool = True
+    """Whether the training table stops one point before `sigma_min`, as Wan's does."""
+
+    timestep_dtype: str = "float32"
+    """float32, or int64: the network is told the timestep without its fraction."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "denoising_timesteps", tuple(self.denoising_timesteps))
+        raw, last = self.denoising_timesteps, self.num_train_timesteps
+        require(
+            self,
+            "num_inference_steps",
+            self.num_inference_steps == len(raw),
+            f"{len(raw)}, the number of denoising_timesteps {raw}",
+        )
+        require(
+            self,
+            "denoising_timesteps",
+            all(int(t) == t and 0 <= t <= last for t in raw),
+            f"integers from 0 to num_train_timesteps ({last})",
+        )
+        require(self, "sigma_max", 0 < self.sigma_max <= 1, "in (0, 1]")
+        require(
+            self,
+            "sigma_min",
+            0 <= self.sigma_min < self.sigma_max,
+            f"in [0, sigma_max), sigma_max being {self.sigma_max}",
+        )
+        require(
+            self,
+            "timestep_dtype",
+            self.timestep_dtype in _TIMESTEP_DTYPES,
+            f"one of {', '.join(_TIMESTEP_DTYPES)}",
+        )
