@@ -89,12 +89,16 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def resolve_input(value: str | os.PathLike) -> pathlib.Path:
-    """The local file of a path or an http(s) URL, downloaded once into the cache.
+    """The local file of a path, an http(s) URL or `hf://owner/repo/path/of/file`.
+
+    What is remote is downloaded once: into fdjax's cache, or Hugging Face's.
 
     Raises:
         FileNotFoundError: A path does not exist, or a URL cannot be fetched.
     """
     url = urllib.parse.urlsplit(os.fspath(value))
+    if url.scheme == "hf":
+        return _from_hub(os.fspath(value))
     if url.scheme in ("http", "https"):
         name = pathlib.PurePosixPath(urllib.parse.unquote(url.path)).name
         folder = cache_dir() / "inputs" / url.netloc.replace(":", "_")
@@ -105,6 +109,24 @@ def resolve_input(value: str | os.PathLike) -> pathlib.Path:
     if path.is_dir():
         raise FileNotFoundError(f"input file {path} is a directory.")
     return path
+
+
+def _from_hub(url: str) -> pathlib.Path:
+    import huggingface_hub
+
+    owner, _, rest = url.removeprefix("hf://").partition("/")
+    repository, _, name = rest.partition("/")
+    if not (owner and repository and name):
+        raise FileNotFoundError(f"{url} must be hf://owner/repository/path/of/file.")
+    try:
+        local = huggingface_hub.hf_hub_download(f"{owner}/{repository}", name)
+    except (OSError, ValueError) as error:  # what the package raises derives from them
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise FileNotFoundError(
+            f"{url} cannot be downloaded: {reason}. With the file at hand, give its "
+            f"path instead; it is {name} of https://huggingface.co/{owner}/{repository}."
+        ) from None
+    return pathlib.Path(local)
 
 
 def download(url: str, path: pathlib.Path) -> pathlib.Path:

@@ -13,7 +13,7 @@ different tree structures, so a call out of order is refused before anything run
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -131,6 +131,7 @@ class StreamInferencePipeline(Component):
         *,
         text: Sequence[str] | None = None,
         image: Array | None = None,
+        encode: Callable[[str, Any], Array] | None = None,
     ) -> Conditions:
         """Runs the one-shot encoders; the result can be saved and used again.
 
@@ -138,16 +139,20 @@ class StreamInferencePipeline(Component):
             params: Holds "text_encoder" and "image_encoder" where they are used.
             text: One prompt per session.
             image: First frames in [-1, 1], float[B, H, W, 3], pixels.
+            encode: Called as `encode(component_name, prompts_or_image)` in place of
+                the encoders; `fdjax.conditions_cache` reads from disk with it.
 
         Raises:
             ValueError: Text or image does not go with this pipeline, or the
                 parameters of an encoder are not there.
         """
+        if encode is None:
+            encode = functools.partial(self._run_conditioner, params)
         negative_text = image_embedding = encoded = None
         if text is not None:
-            encoder = self._conditioner("text_encoder", params, "text")
+            self._require_conditioner("text_encoder", params, "text")
             prompts = _check_prompts(text)
-            encoded = encoder.encode(params["text_encoder"], prompts)
+            encoded = encode("text_encoder", prompts)
             if self.diffusion_model.transformer.needs_negative_text:
                 if self.config.negative_prompt is None:
                     raise ValueError(
@@ -155,7 +160,7 @@ class StreamInferencePipeline(Component):
                         "negative_prompt in the pipeline's config."
                     )
                 negative = [self.config.negative_prompt]
-                negative_text = encoder.encode(params["text_encoder"], negative)
+                negative_text = encode("text_encoder", negative)
                 negative_text = jnp.repeat(negative_text, len(prompts), axis=0)
         if image is not None:
             image = jnp.asarray(image)
@@ -164,10 +169,8 @@ class StreamInferencePipeline(Component):
                     f"image must be [B, H, W, 3] in [-1, 1], got shape {image.shape}."
                 )
             if self.image_encoder is not None:
-                self._conditioner("image_encoder", params, "image")
-                image_embedding = self.image_encoder.encode(
-                    params["image_encoder"], image
-                )
+                self._require_conditioner("image_encoder", params, "image")
+                image_embedding = encode("image_encoder", image)
         conditions = Conditions(
             text=encoded,
             negative_text=negative_text,
@@ -177,7 +180,10 @@ class StreamInferencePipeline(Component):
         _ = conditions.batch_size
         return conditions
 
-    def _conditioner(self, name: str, params: Params, what: str):
+    def _run_conditioner(self, params: Params, name: str, value: Any) -> Array:
+        return self.components[name].encode(params[name], value)
+
+    def _require_conditioner(self, name: str, params: Params, what: str) -> None:
         if self.components.get(name) is None:
             raise ValueError(
                 f"{what} was given, but this pipeline has no {name}; set {name} in "
@@ -188,7 +194,6 @@ class StreamInferencePipeline(Component):
                 f"params hold {sorted(params)} but no {name!r}; load it with "
                 f"load_params(only=[{name!r}]), or pass conditions=."
             )
-        return self.components[name]
 
     def latent_size(self, pixel_height: int, pixel_width: int) -> tuple[int, int]:
         """Latent rows and columns of a video of this size.

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from fdjax import conditions_cache, files, media, stats, video_writer
 from fdjax import config as config_lib
-from fdjax import files, media, stats, video_writer
 from fdjax.axes import Params, PyTree
 from fdjax.conditioner import Conditions
 from fdjax.config import Component, InstantiateConfig
@@ -88,11 +88,17 @@ class Runner(Component):
         """What the rollout is conditioned on.
 
         Args:
-            params: Weights of the one-shot encoders only.
+            params: Weights of the one-shot encoders only, loaded when they are used.
             inputs: From `read_inputs`.
         """
         image = None if inputs.image is None else jnp.asarray(inputs.image)
-        return self.pipeline.encode_conditions(params, text=inputs.text, image=image)
+        if self.config.random_weights or not self.config.conditions_cache:
+            return self.pipeline.encode_conditions(
+                params, text=inputs.text, image=image
+            )
+        return conditions_cache.encode_conditions(
+            self.pipeline, params, text=inputs.text, image=image
+        )
 
     # Helpers for methods
 
@@ -150,7 +156,9 @@ class Runner(Component):
         if self.config.compilation_cache:
             enable_compilation_cache()
         one_shot = [name for name in self.pipeline.components if name in _ONE_SHOT]
-        conditions = self.encode_conditions(self._weights(one_shot), inputs)
+        weights = conditions_cache.WeightsOnDemand(self._weights, one_shot)
+        conditions = self.encode_conditions(weights, inputs)
+        del weights  # text encoders are large: freed before the rest is loaded
         streaming = [name for name in self.pipeline.components if name not in _ONE_SHOT]
         params = self._weights(streaming)
         seed = self.config.seed
@@ -209,10 +217,10 @@ class Runner(Component):
             return self.config.total_blocks
         return min(self.config.total_blocks, len(inputs.controls))
 
-    def _weights(self, names: Sequence[str]) -> Params:
+    def _weights(self, only: Sequence[str]) -> Params:
         if not self.config.random_weights:
-            return self.pipeline.load_params(only=names)
-        return self.pipeline.init_params(jax.random.key(0), only=names)
+            return self.pipeline.load_params(only=only)
+        return self.pipeline.init_params(jax.random.key(0), only=only)
 
     def _writer(self, report: RunReport) -> video_writer.ChunkWriter:
         if jax.process_index() != 0:
@@ -319,6 +327,9 @@ class RunnerConfig(InstantiateConfig):
 
     compilation_cache: bool = True
     """Keep compiled programs in FDJAX_CACHE_DIR (~/.cache/fdjax) for the next run."""
+
+    conditions_cache: bool = True
+    """Keep encoded prompts and images there, so that large encoders load only once."""
 
     def __post_init__(self) -> None:
         if not _SLUG.fullmatch(self.runner_name):

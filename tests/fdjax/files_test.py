@@ -134,3 +134,33 @@ def test_a_path_is_itself(tmp_path):
     assert files.resolve_input(tmp_path / "a") == tmp_path / "a"
     with pytest.raises(FileNotFoundError, match="b does not exist"):
         files.resolve_input(tmp_path / "b")
+
+
+def test_a_hub_file_is_downloaded(tmp_path, monkeypatch):
+    asked = []
+
+    def download(repository, name):
+        asked.append((repository, name))
+        return str(tmp_path / "blob")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    path = files.resolve_input("hf://owner/repo/sub/file.json")
+    assert path == tmp_path / "blob"
+    assert asked == [("owner/repo", "sub/file.json")]
+
+
+@pytest.mark.parametrize("url", ["hf://", "hf://owner", "hf://owner/repo/"])
+def test_a_hub_url_names_a_file(url):
+    with pytest.raises(FileNotFoundError, match="must be hf://owner/repository/path"):
+        files.resolve_input(url)
+
+
+def test_a_hub_file_that_cannot_be_had_names_the_remedy(monkeypatch):
+    from huggingface_hub import errors
+
+    def download(*_):
+        raise errors.LocalEntryNotFoundError("offline.\nlong story")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(FileNotFoundError, match=r"offline\. With the file at hand"):
+        files.resolve_input("hf://owner/repo/file.json")

@@ -122,7 +122,7 @@ def test_without_random_weights_a_checkpoint_is_needed(config, monkeypatch):
     assert names(derive_config(config, random_weights=False)) == {
         name.replace("-random-weights", "") for name in FILES
     }
-    assert loaded == [[], ["transformer", "encoder", "decoder"]]
+    assert loaded == [["transformer", "encoder", "decoder"]]
 
 
 @pytest.mark.parametrize(

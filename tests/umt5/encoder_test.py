@@ -135,6 +135,14 @@ def test_foreign_tokenizer_is_refused(tmp_path):
         config.setup().tokenize(["red"])
 
 
+def test_missing_tokenizer_shows_before_weights_are_read(tmp_path):
+    config = dataclasses.replace(
+        tiny.CONFIG, checkpoint_path="nowhere.pth", tokenizer_path=str(tmp_path)
+    )
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer at .*tokenizer\.json"):
+        config.setup().load_params()
+
+
 def test_checkpoint_needs_a_tokenizer():
     with pytest.raises(ValueError, match="set tokenizer_path"):
         dataclasses.replace(tiny.CONFIG, checkpoint_path="umt5.pth")

@@ -56,6 +56,11 @@ def test_folder_is_as_good_as_file(file):
         np.testing.assert_array_equal(one, other)
 
 
+def test_file_on_the_hub(file, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: str(file))
+    assert lib.load_tokenizer("hf://owner/repo/tokenizer.json")("a cat") == [4, 5, 1]
+
+
 def test_long_prompt_is_cut_with_a_warning(file):
     with pytest.warns(UserWarning, match="has 11 tokens; .* reads 8, so the last 3"):
         ids, lengths = _tokenize(["a cat " * 5], file)

@@ -22,6 +22,7 @@ class ClipImageEncoder(ImageConditioner):
     """CLIP ViT: the hidden state that Wan's image cross-attention reads."""
 
     architecture: ClassVar[str] = "clip"
+    weight_fields: ClassVar[tuple[str, ...]] = ("num_heads", "epsilon")
     config: "ClipImageEncoderConfig"
 
     @functools.cached_property

@@ -26,6 +26,12 @@ class Umt5TextEncoder(TextConditioner):
     """UMT5 over cleaned, padded prompts; rows of padding are zero."""
 
     architecture: ClassVar[str] = "umt5"
+    weight_fields: ClassVar[tuple[str, ...]] = (
+        "num_heads",
+        "head_dim",
+        "max_distance",
+        "epsilon",
+    )
     config: "Umt5TextEncoderConfig"
 
     @functools.cached_property
@@ -57,6 +63,11 @@ class Umt5TextEncoder(TextConditioner):
         token_ids, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
         shapes = jax.eval_shape(self.module.init, key, token_ids, mask)["params"]
         return random_params(shapes, key)
+
+    def load_params(self) -> Params:
+        """Parameters from the checkpoint; see `ParametricComponent.load_params`."""
+        _ = self._to_ids  # a missing tokenizer shows before gigabytes are read
+        return super().load_params()
 
     def tokenize(self, text: Sequence[str]) -> TokenizedPrompts:
         """Cleans and tokenizes; warns of prompts that are too long.
@@ -115,7 +126,7 @@ class Umt5TextEncoderConfig(InstantiateConfig):
     """Where the weights are; None for random ones."""
 
     tokenizer_path: str | None = None
-    """A `tokenizer.json`, the folder it is in, or `repo/folder` on Hugging Face.
+    """A `tokenizer.json`, the folder it is in, or hf://owner/repo/…/tokenizer.json.
 
     None: bytes stand in for tokens, which only suits random weights."""
 

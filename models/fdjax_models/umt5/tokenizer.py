@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fdjax import files
+
 _PAD = "<pad>"
 _END = "</s>"
 _FIRST_BYTE_ID = 4  # after <pad> </s> <s> <unk>
@@ -44,7 +46,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Callable[[str], list[int]]:
     """Reads a `tokenizer.json`.
 
     Args:
-        path: The file, or the folder it is in.
+        path: The file, the folder it is in, or `hf://owner/repo/…/tokenizer.json`.
 
     Returns:
         A function from a cleaned prompt to its token ids, the end mark included.
@@ -55,7 +57,8 @@ def load_tokenizer(path: str | pathlib.Path) -> Callable[[str], list[int]]:
     """
     import tokenizers
 
-    path = pathlib.Path(path)
+    remote = "://" in str(path)
+    path = files.resolve_input(path) if remote else pathlib.Path(path).expanduser()
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(_missing(file))
