@@ -12,7 +12,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -133,7 +133,7 @@ def save(
     component: ParametricComponent | None = None,
     architecture: str = "",
     config: Any = None,
-    source: Mapping[str, Any] | None = None,
+    source: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
     overwrite: bool = False,
 ) -> Metadata:
     """Writes parameters; they appear at `path` whole or not at all.
@@ -145,7 +145,8 @@ def save(
         component: Gives architecture and config.
         architecture: Which network it is, without a component.
         config: Its config, or the JSON tree of one.
-        source: What converted parameters come from.
+        source: What converted parameters come from; or a function that is called when
+            all leaves have been written, and may still refuse them by raising.
         overwrite: Replace what is at `path`.
 
     Raises:
@@ -155,23 +156,28 @@ def save(
     path = pathlib.Path(path).expanduser().absolute()
     if component is not None:
         architecture, config = component.architecture, component.config
-    metadata = describe(params, architecture=architecture, config=config, source=source)
+    metadata = describe(params, architecture=architecture, config=config)
     checkpoint_io.check_free_space(path, metadata.num_bytes)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; remove it or choose another path.")
     with checkpoint_io.explain_full_disk(path):
         if path.suffix == ".safetensors":
-            _save_file(path, params, metadata)
+            metadata = _save_file(path, params, metadata, source)
         else:
             with checkpoint_io.atomic_directory(path, overwrite=overwrite) as partial:
                 checkpoint_io.write_orbax(partial / _PARAMS, params)
-                lengths = checkpoint_io.file_lengths(partial)
-                metadata = dataclasses.replace(metadata, files=lengths)
+                metadata = dataclasses.replace(
+                    metadata,
+                    source=dict((source() if callable(source) else source) or {}),
+                    files=checkpoint_io.file_lengths(partial),
+                )
                 (partial / _METADATA).write_text(metadata.to_json(), encoding="utf-8")
     return metadata
 
 
-def _save_file(path: pathlib.Path, params: PyTree, metadata: Metadata) -> None:
+def _save_file(
+    path: pathlib.Path, params: PyTree, metadata: Metadata, source: Any
+) -> Metadata:
     from fdjax import files
 
     flat = traverse_util.flatten_dict(params, sep="/")
@@ -179,6 +185,9 @@ def _save_file(path: pathlib.Path, params: PyTree, metadata: Metadata) -> None:
         name: leaf.read() if isinstance(leaf, checkpoint_io.LazyArray) else leaf
         for name, leaf in flat.items()
     }
+    metadata = dataclasses.replace(
+        metadata, source=dict((source() if callable(source) else source) or {})
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic_output(path) as temporary:
         checkpoint_io.write_safetensors(
@@ -186,6 +195,7 @@ def _save_file(path: pathlib.Path, params: PyTree, metadata: Metadata) -> None:
             {name: np.asarray(array) for name, array in arrays.items()},
             {"format": "fdjax", "fdjax": metadata.to_json()},
         )
+    return metadata
 
 
 def read_metadata(path: str | os.PathLike) -> Metadata | None:
@@ -274,14 +284,11 @@ def restore(
 def _restore_directory(
     path: pathlib.Path, target: PyTree, lengths: Mapping[str, int]
 ) -> Params:
-    found = checkpoint_io.file_lengths(path)
-    for name, length in lengths.items():
-        if found.get(name) != length:
-            state = f"has {found[name]} bytes" if name in found else "is missing"
-            raise ValueError(
-                f"{path} is damaged: its file {name} {state}, must have {length} "
-                "bytes; delete the directory, so that it is made again."
-            )
+    if damage := _damage(path, lengths):
+        raise ValueError(
+            f"{path} is damaged: {damage}; delete the directory, so that it is made "
+            "again."
+        )
     try:
         return checkpoint_io.read_orbax(path / _PARAMS, target)
     except MemoryError:
@@ -292,6 +299,26 @@ def _restore_directory(
             f"{path} is damaged and cannot be restored ({reason}); delete it, so that "
             "it is made again."
         ) from error
+
+
+def is_intact(path: str | os.PathLike) -> bool:
+    """Whether there is a whole directory of fdjax's own format."""
+    path = pathlib.Path(path).expanduser()
+    try:
+        metadata = read_metadata(path)
+    except ValueError:
+        return False
+    return metadata is not None and not _damage(path, metadata.files)
+
+
+def _damage(path: pathlib.Path, lengths: Mapping[str, int]) -> str:
+    """What is wrong with the files of a directory; empty if nothing is."""
+    found = checkpoint_io.file_lengths(path)
+    for name, length in lengths.items():
+        if found.get(name) != length:
+            state = f"has {found[name]} bytes" if name in found else "is missing"
+            return f"its file {name} {state}, must have {length} bytes"
+    return ""
 
 
 def _stored_shapes(metadata: Metadata) -> PyTree:

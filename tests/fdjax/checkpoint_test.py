@@ -188,6 +188,31 @@ def test_a_save_that_fails_leaves_nothing(tmp_path, name):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("name", PATHS)
+def test_the_source_is_asked_for_last_and_may_refuse(tmp_path, name):
+    events = []
+
+    def read():
+        events.append("read")
+        return np.ones(2, np.float32)
+
+    def source():
+        events.append("source")
+        return {"sha256": "abc"}
+
+    def refuse():
+        raise ValueError("holds NaN")
+
+    params = {"a": checkpoint_io.LazyArray((2,), np.float32, read)}
+    written = checkpoint.save(tmp_path / name, params, source=source)
+    assert events == ["read", "source"]
+    assert written.source == {"sha256": "abc"}
+    assert checkpoint.read_metadata(tmp_path / name) == written
+    with pytest.raises(ValueError, match="holds NaN"):
+        checkpoint.save(tmp_path / f"b-{name}", params, source=refuse)
+    assert os.listdir(tmp_path) == [name]
+
+
 def test_lazy_leaves_are_read_in_turn_and_released(tmp_path):
     events = []
 
@@ -260,6 +285,7 @@ def test_damaged_directories_are_refused(tmp_path):
     component = make(width=2000)
     path = tmp_path / "p"
     checkpoint.save(path, component.init_params(jax.random.key(0)), component=component)
+    assert checkpoint.is_intact(path)
     whole = tmp_path / "whole"
     shutil.copytree(path, whole)
     files = [file for file in path.rglob("*") if file.is_file()]
@@ -275,7 +301,9 @@ def test_damaged_directories_are_refused(tmp_path):
         (path / "params" / name).rename(tmp_path / name)
         with pytest.raises(ValueError, match=rf"damaged: .*{name}.* is missing"):
             checkpoint.restore(path, component=component)
+        assert not checkpoint.is_intact(path)
     (path / "fdjax.json").write_text("{")
+    assert not checkpoint.is_intact(path)
     with pytest.raises(ValueError, match="damaged, its metadata"):
         checkpoint.restore(path, component=component)
     (path / "fdjax.json").write_text(json.dumps({"format": 99}))
