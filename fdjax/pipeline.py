@@ -95,7 +95,7 @@ class StreamInferencePipeline(Component):
             only: Names of the components wanted; all by default.
         """
         return {
-            name: jax.jit(part.init_params)(jax.random.fold_in(key, number))
+            name: part.init_params(jax.random.fold_in(key, number))
             for number, (name, part) in enumerate(self.components.items())
             if name in self._component_names(only)
         }

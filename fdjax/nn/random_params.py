@@ -1,10 +1,13 @@
 """Random parameters for large networks: quick to compile, no memory on top."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
+from jax.typing import DTypeLike
 
 from fdjax.axes import Array, Params, PyTree
 
@@ -18,7 +21,9 @@ def random_params(shapes: PyTree, key: jax.Array) -> Params:
 
     The initialisers of Flax draw every leaf by Threefry, which XLA compiles anew for
     each of hundreds of leaves, about 0.2 s apiece on a CPU. A hash of the element's
-    index is one small fused loop, with the same bits on every device.
+    index is one small fused loop, with the same bits on every device. Called outside of
+    jit it compiles once per shape: 17 programs instead of one with 825 outputs for the
+    Wan DiT, a tenth of the time.
 
     Args:
         shapes: Nested dict of `jax.ShapeDtypeStruct`.
@@ -29,6 +34,8 @@ def random_params(shapes: PyTree, key: jax.Array) -> Params:
     """
     leaves = traverse_util.flatten_dict(shapes)
     seeds = jax.random.bits(key, (len(leaves),), jnp.uint32)
+    if not isinstance(seeds, jax.core.Tracer):
+        seeds = np.asarray(seeds)  # indexing it is then no program
     params = {}
     for number, (path, leaf) in enumerate(leaves.items()):
         if path[-1] in ("scale", "bias"):
@@ -36,9 +43,16 @@ def random_params(shapes: PyTree, key: jax.Array) -> Params:
             continue
         kernel = path[-1] == "kernel"
         fan_in = math.prod(leaf.shape[:-1]) if kernel else leaf.shape[-1]
-        unit = hashed_uniform(leaf.shape, seeds[number])
-        params[path] = (unit * math.sqrt(3 / fan_in)).astype(leaf.dtype)
+        bound = math.sqrt(3 / fan_in)
+        params[path] = _uniform(leaf.shape, leaf.dtype, bound, seeds[number])
     return traverse_util.unflatten_dict(params)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _uniform(
+    shape: tuple[int, ...], dtype: DTypeLike, bound: float, seed: Array
+) -> Array:
+    return (hashed_uniform(shape, seed) * bound).astype(dtype)
 
 
 def hashed_uniform(shape: tuple[int, ...], seed: Array) -> Array:
