@@ -118,7 +118,7 @@ _attend_with_lse.defvjp(_forward, _backward)
 
 def _compute_capability() -> tuple[int, ...] | None:
     """That of the default device, or None where that is no NVIDIA GPU."""
-    device = jax.config.jax_default_device
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]
     if device is None or isinstance(device, str):
         device = jax.local_devices(backend=device)[0]
     if device.platform != "gpu" or "cuda" not in device.client.platform_version:

@@ -61,9 +61,7 @@ class Scheduler(Component, abc.ABC):
         """
 
     @abc.abstractmethod
-    def add_noise(
-        self, clean: ArrayLike, timestep: ArrayLike, noise: ArrayLike
-    ) -> Array:
+    def add_noise(self, clean: Array, timestep: ArrayLike, noise: Array) -> Array:
         """The clean latent at the noise level of `timestep`.
 
         The level is that of the nearest timestep in the solver's own table, as in
@@ -174,9 +172,9 @@ def inference_sigmas(config: SchedulerConfig) -> np.ndarray:
 
 
 def add_noise_of_nearest(
-    clean: ArrayLike,
+    clean: Array,
     timestep: ArrayLike,
-    noise: ArrayLike,
+    noise: Array,
     *,
     timesteps: np.ndarray,
     sigmas: np.ndarray,

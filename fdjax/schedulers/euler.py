@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from fdjax.axes import Array, PyTree
 from fdjax.schedulers.base import (
@@ -41,23 +43,25 @@ class EulerScheduler(Scheduler):
         """The initial latent alone."""
         return 1
 
-    @functools.cached_property
+    @property
+    def timesteps(self) -> np.ndarray:
+        """What the network is told, not truncated; then the end.  float32[K + 1]."""
+        return self._grid[0]
+
+    @property
     def sigmas(self) -> np.ndarray:
-        """Noise levels between the steps, the last one included.  float32[K + 1]."""
-        config = self.config
-        if config.fixed_timesteps is None:
-            return np.append(inference_sigmas(config), 0.0).astype(np.float32)
-        return np.float32(config.fixed_timesteps) / np.float32(
-            config.num_train_timesteps
-        )
+        """Noise levels of `timesteps`.  float32[K + 1]."""
+        return self._grid[1]
 
     @functools.cached_property
-    def timesteps(self) -> np.ndarray:
-        """Timesteps of `sigmas`, not truncated.  float32[K + 1]."""
+    def _grid(self) -> tuple[np.ndarray, np.ndarray]:
         config = self.config
-        if config.fixed_timesteps is None:
-            return self.sigmas * np.float32(config.num_train_timesteps)
-        return np.float32(config.fixed_timesteps)
+        last = np.float32(config.num_train_timesteps)
+        if config.fixed_timesteps is not None:
+            timesteps = np.array(config.fixed_timesteps, np.float32)
+            return timesteps, timesteps / last
+        sigmas = np.append(inference_sigmas(config), 0.0).astype(np.float32)
+        return sigmas * last, sigmas
 
     @functools.cached_property
     def steps(self) -> EulerStep:
@@ -81,7 +85,7 @@ class EulerScheduler(Scheduler):
 
         return jax.lax.scan(step, (carry, noise.astype(jnp.float32)), self.steps)[0]
 
-    def add_noise(self, clean: Array, timestep: Array, noise: Array) -> Array:
+    def add_noise(self, clean: Array, timestep: ArrayLike, noise: Array) -> Array:
         """See `Scheduler.add_noise`; the table is `timesteps`, with the final one."""
         return add_noise_of_nearest(
             clean, timestep, noise, timesteps=self.timesteps, sigmas=self.sigmas
@@ -119,8 +123,6 @@ class EulerSchedulerConfig(SchedulerConfig):
         require(
             self,
             "fixed_timesteps",
-            last >= timesteps[0]
-            and timesteps[-1] >= 0
-            and np.all(np.diff(timesteps) < 0),
+            all(last >= a > b >= 0 for a, b in itertools.pairwise(timesteps)),
             f"decreasing, within [0, num_train_timesteps] ({last})",
         )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from fdjax.axes import Array, PyTree
 from fdjax.schedulers.base import (
@@ -115,7 +116,7 @@ class FlowMatchScheduler(Scheduler):
         state = (carry, jnp.zeros_like(noise))
         return jax.lax.scan(step, state, (self.steps, draws))[0]
 
-    def add_noise(self, clean: Array, timestep: Array, noise: Array) -> Array:
+    def add_noise(self, clean: Array, timestep: ArrayLike, noise: Array) -> Array:
         """See `Scheduler.add_noise`; the table is that of training."""
         return add_noise_of_nearest(
             clean,

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from fdjax.axes import Array, PyTree
 from fdjax.schedulers.base import (
@@ -129,7 +130,7 @@ class UniPCScheduler(Scheduler):
         state, _ = jax.lax.scan(step, state, self.steps)
         return state.carry, state.sample
 
-    def add_noise(self, clean: Array, timestep: Array, noise: Array) -> Array:
+    def add_noise(self, clean: Array, timestep: ArrayLike, noise: Array) -> Array:
         """See `Scheduler.add_noise`; the fraction of the timestep is dropped first."""
         return add_noise_of_nearest(
             clean,
