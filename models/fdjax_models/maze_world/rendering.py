@@ -45,7 +45,9 @@ _SKY_HIGH = np.array(
 _CLOUD = np.array(
     [[0.98, 0.98, 1.00], [1.00, 0.78, 0.55], [0.22, 0.25, 0.38]], np.float32
 )
-_FOG = np.array([[0.80, 0.83, 0.86], [0.78, 0.60, 0.52], [0.17, 0.19, 0.28]], np.float32)
+_FOG = np.array(
+    [[0.80, 0.83, 0.86], [0.78, 0.60, 0.52], [0.17, 0.19, 0.28]], np.float32
+)
 _FOG_DENSITY = np.array([0.05, 0.42], np.float32)
 _FLOOR = np.array([0.52, 0.48, 0.43], np.float32)
 
@@ -66,9 +68,9 @@ def _hash(*parts: jax.Array) -> jax.Array:
 def _line(distance: jax.Array, half_width: float, pixel: jax.Array) -> jax.Array:
     """Returns the coverage in [0, 1] of a line by a pixel of width `pixel`."""
     edge = 0.5 * pixel + 0.01
-    return jnp.clip((half_width + edge - distance) / (2 * edge), 0.0, 1.0) * jnp.minimum(
-        1.0, 2 * half_width / (pixel + half_width)
-    )
+    return jnp.clip(
+        (half_width + edge - distance) / (2 * edge), 0.0, 1.0
+    ) * jnp.minimum(1.0, 2 * half_width / (pixel + half_width))
 
 
 def _blocks(

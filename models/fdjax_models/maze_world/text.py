@@ -45,8 +45,11 @@ ALIASES: Mapping[str, str] = {
 """Other words with the meaning of one of `SLOTS`."""
 
 FILLERS = frozenset(
-    "a an the in at of on and with maze labyrinth world wall walls corridor corridors "
-    "light air weather time sky".split()
+    (
+        *("a", "an", "the", "in", "at", "of", "on", "and", "with"),
+        *("maze", "labyrinth", "world", "wall", "walls", "corridor", "corridors"),
+        *("light", "air", "weather", "time", "sky"),
+    )
 )
 """Words that carry no meaning here and are passed over without a warning."""
 

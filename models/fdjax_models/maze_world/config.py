@@ -1,0 +1,41 @@
+"""maze-world as a method: its pipeline and its slug."""
+
+from fdjax.diffusion import DiffusionModelConfig
+from fdjax.pipeline import StreamInferencePipelineConfig
+from fdjax.schedulers.flow_match import FlowMatchSchedulerConfig
+from fdjax_models.maze_world.conditioner import WordConditionerConfig
+from fdjax_models.maze_world.encoder import MazeEncoderConfig
+from fdjax_models.maze_world.sizes import (
+    DECODER,
+    ENCODER,
+    NETWORK,
+    WINDOW_CHUNKS,
+    weights_path,
+)
+from fdjax_models.wan.transformer import WanTransformerConfig
+
+PIPELINE = StreamInferencePipelineConfig(
+    name="maze-world",
+    diffusion_model=DiffusionModelConfig(
+        transformer=WanTransformerConfig(
+            network=NETWORK,
+            checkpoint_path=weights_path("transformer"),
+            len_t=1,
+            window_size_t=WINDOW_CHUNKS,
+            stamp_image_latent=True,
+        ),
+        scheduler=FlowMatchSchedulerConfig(
+            num_inference_steps=3,
+            denoising_timesteps=(1000, 750, 500),
+            shift=3.0,
+        ),
+        context_noise=0.0,
+        seed=0,
+    ),
+    encoder=MazeEncoderConfig(
+        image_encoder=ENCODER, checkpoint_path=weights_path("encoder")
+    ),
+    decoder=DECODER,
+    text_encoder=WordConditionerConfig(checkpoint_path=weights_path("text_encoder")),
+)
+"""maze-world: 96 x 160 pixels, 12 frames a second, chunks of 4 frames."""

@@ -1,0 +1,1 @@
+"""How the weights of maze-world are made; not needed to run it."""

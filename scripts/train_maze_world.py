@@ -1,0 +1,62 @@
+"""Trains maze-world on its simulator: the autoencoder, then the transformer.
+
+    python scripts/train_maze_world.py --out outputs/maze --max_minutes 9
+    python scripts/train_maze_world.py --out outputs/maze2 --resume outputs/maze \
+        --max_minutes 9
+
+Each run leaves `params-*.safetensors`, `average-*.safetensors`, `progress.json`,
+`journal.jsonl` and two contact sheets in `--out`. `--export` then writes the averaged
+weights as they ship:
+
+    python scripts/train_maze_world.py --resume outputs/maze2 \
+        --export models/fdjax_models/maze_world/weights
+"""
+
+import json
+import os
+from pathlib import Path
+
+from absl import app, flags
+
+_OUT = flags.DEFINE_string("out", None, "Folder to write to.")
+_RESUME = flags.DEFINE_string("resume", None, "Folder of an earlier run to carry on.")
+_EXPORT = flags.DEFINE_string("export", None, "Write shippable weights here and stop.")
+_MAX_MINUTES = flags.DEFINE_float(
+    "max_minutes", 60.0, "Stop after this time, compilation included.", lower_bound=0
+)
+_SETTINGS = flags.DEFINE_string(
+    "settings", "{}", "JSON object with fields of training.loop.Settings to change."
+)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    resume = Path(_RESUME.value) if _RESUME.value else None
+    if _EXPORT.value:
+        if resume is None:
+            raise app.UsageError("--export needs --resume, the folder of a run")
+        export(resume, Path(_EXPORT.value))
+        return
+    if not _OUT.value:
+        raise app.UsageError("--out is needed")
+
+    from fdjax_models.maze_world.training import loop
+
+    changes = json.loads(_SETTINGS.value)
+    changes["network"] = tuple(changes.get("network", {}).items())
+    settings = loop.Settings(**changes)
+    loop.train(settings, Path(_OUT.value), resume, _MAX_MINUTES.value)
+
+
+def export(folder: Path, target: Path) -> None:
+    from fdjax_models.maze_world.training import state
+
+    params = state.load(folder, "params") | state.load(folder, "average")
+    size = state.export(target, params)
+    print(f"wrote {size / 1e6:.2f} MB to {target}")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+    app.run(main)
