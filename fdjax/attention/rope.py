@@ -107,7 +107,7 @@ class Rope3D:
         time_angles = jnp.asarray(time, jnp.float32)[:, None] * by_time
         if offset is not None:
             shift = jnp.asarray(offset, jnp.float32) * by_time
-            # The barrier keeps the compiler from fusing product and sum.
+            # The barrier forbids the compiler to fuse the product into the sum.
             time_angles = sum(jax.lax.optimization_barrier((time_angles, shift)))
         rows = np.arange(height, dtype=np.float32)[:, None] * by_row
         columns = np.arange(width, dtype=np.float32)[:, None] * by_column
