@@ -35,6 +35,7 @@ _USER_ERRORS = (
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FAILURE, _USAGE, _INTERRUPTED = 1, 2, 130  # exit codes
 _NAME = "fdjax-run"
+_COLUMN = 16  # where descriptions of methods begin
 _GENERAL_HELP = f"""\
 usage: {_NAME} METHOD [--FIELD VALUE ...]
 
@@ -192,9 +193,13 @@ def _method_list(discovery: registry.Discovery) -> str:
     lines = [_GENERAL_HELP, "methods:"]
     if not discovery.configs:
         lines.append("  none")
-    width = max(map(len, discovery.configs), default=0)
     for slug, config in discovery.configs.items():
-        lines += _wrap(f"{slug:<{width}}  {config.description}", 2, width + 4)
+        if len(slug) > _COLUMN - 4:
+            lines.append(f"  {slug}")
+            lines += _wrap(config.description, _COLUMN, _COLUMN)
+        else:
+            text = f"{slug:<{_COLUMN - 2}}{config.description}"
+            lines += _wrap(text, 2, _COLUMN)
     if discovery.broken:
         lines += ["", "broken plug-ins:"]
     for plugin in discovery.broken:

@@ -61,7 +61,7 @@ def resolve(fdjax_run, monkeypatch):
 def test_help_lists_methods_and_broken_plugins(fdjax_run):
     code, out, err = fdjax_run("--help")
     assert (code, err) == (0, "")
-    assert re.search(r"\n  tiny  A tiny pipeline\.\n", out)
+    assert re.search(r"\n  tiny +A tiny pipeline\.\n", out)
     assert "package x: bad = y:Z\n      E: why" in out
     assert "needs a reinstall" in out
     assert registry.VARIABLE in out
