@@ -1,0 +1,1 @@
+"""Self-Forcing: streaming text to video."""
