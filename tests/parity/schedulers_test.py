@@ -101,7 +101,7 @@ def test_flow_match_of_flashdreams(fields):
         steps.timestep, expected.denoising_step_list, rtol=ROUND_OFF
     )
     np.testing.assert_allclose(steps.sigma, expected.denoising_sigmas, rtol=ROUND_OFF)
-    assert_same_sample(config, expected, atol=3e-6)
+    assert_same_sample(config, expected, atol=1e-6)
     # Not halfway between two entries, where round-off decides.
     timesteps = (0, 0.3, 128, 500.2, 999.9)
     assert_same_noise(config, expected, timesteps)
@@ -134,7 +134,7 @@ def test_euler_of_flashdreams(fields):
     expected, scheduler = reference(config), config.setup()
     np.testing.assert_array_equal(scheduler.timesteps, expected.timesteps)
     np.testing.assert_array_equal(scheduler.sigmas, expected.sigmas)
-    assert_same_sample(config, expected, atol=3e-6)
+    assert_same_sample(config, expected, atol=1e-6)
     timesteps = (0, 128, 500.2, 999.9)
     assert_same_noise(config, expected, timesteps)
 
@@ -171,7 +171,7 @@ def test_unipc_of_flashdreams(fields):
             getattr(steps, name)[1:], table[1:], rtol=ROUND_OFF, err_msg=name
         )
     # Up to 50 steps of float32, in another order of additions.
-    assert_same_sample(config, expected, atol=1e-5)
+    assert_same_sample(config, expected, atol=2e-6)
     timesteps = (0, 128, 500.2, 999.9)
     assert_same_noise(config, expected, timesteps)
 
@@ -215,7 +215,7 @@ def test_unipc_of_diffusers(solver_order, num_steps, shift, karras):
     noise = rng_noise(1, *SHAPE)
     expected = diffusers_sample(reference, noise[0])
     # diffusers computes the coefficients in float32.
-    np.testing.assert_allclose(our_sample(config, noise), expected, atol=2e-5)
+    np.testing.assert_allclose(our_sample(config, noise), expected, atol=4e-6)
 
 
 def test_diffusers_unipc_on_its_own_levels_is_another_schedule():
@@ -240,7 +240,7 @@ def test_euler_of_diffusers(num_steps, shift):
     )
     noise = rng_noise(1, *SHAPE)
     expected = diffusers_sample(reference, noise[0])
-    np.testing.assert_allclose(our_sample(config, noise), expected, atol=3e-6)
+    np.testing.assert_allclose(our_sample(config, noise), expected, atol=1e-6)
 
 
 def test_diffusers_euler_with_the_distilled_timesteps():
@@ -250,7 +250,7 @@ def test_diffusers_euler_with_the_distilled_timesteps():
     reference.set_timesteps(sigmas=[timestep / 1000 for timestep in timesteps])
     noise = rng_noise(1, *SHAPE)
     expected = diffusers_sample(reference, noise[0])
-    np.testing.assert_allclose(our_sample(config, noise), expected, atol=3e-6)
+    np.testing.assert_allclose(our_sample(config, noise), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("shift", [1.0, 5.0, 8.0])
