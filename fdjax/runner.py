@@ -8,6 +8,7 @@ and `encode_conditions` if its conditions are special.
 import dataclasses
 import functools
 import logging
+import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -209,6 +210,8 @@ class Runner(Component):
                 "RANDOM WEIGHTS: %s runs untrained; its output means nothing.",
                 config.runner_name,
             )
+        else:
+            self._check_checkpoints()
         return inputs
 
     def num_chunks(self, inputs: RunnerInputs) -> int:
@@ -216,6 +219,17 @@ class Runner(Component):
         if inputs.controls is None:
             return self.config.total_blocks
         return min(self.config.total_blocks, len(inputs.controls))
+
+    def _check_checkpoints(self) -> None:
+        """Finds missing files before the first one is read."""
+        for part in self.pipeline.components.values():
+            source = os.fspath(getattr(part.config, "checkpoint_path", None) or "")
+            local = source and "://" not in source
+            if local and not pathlib.Path(source).expanduser().exists():
+                raise FileNotFoundError(
+                    f"There is no checkpoint at {source} "
+                    f"({type(part.config).__name__}.checkpoint_path)."
+                )
 
     def _weights(self, only: Sequence[str]) -> Params:
         if not self.config.random_weights:

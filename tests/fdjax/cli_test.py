@@ -221,7 +221,9 @@ def test_no_instantiate_prints_the_config_and_stops(
 def test_mistakes_give_one_message_and_exit_code_2(
     fdjax_run, monkeypatch, arguments, message
 ):
-    monkeypatch.setattr(TinyRunner, "_weights", lambda *_: pytest.fail("weights read"))
+    monkeypatch.setattr(
+        TinyRunner, "_weights", lambda *_, **__: pytest.fail("weights read")
+    )
     monkeypatch.setattr(
         TinyRunner,
         "read_inputs",

@@ -1,5 +1,6 @@
 """Runs from files to files on the tiny pipeline, and what goes wrong in them."""
 
+import dataclasses
 import json
 import logging
 import pathlib
@@ -13,6 +14,7 @@ from fdjax import media, video_writer
 from fdjax.conditioner import Conditions
 from fdjax.config import derive_config, from_json
 from fdjax.runner import RunnerConfig
+from tests import tiny
 from tests.tiny_runner import CONFIG, TinyRunner
 
 NAME = "tiny-random-weights"
@@ -125,6 +127,21 @@ def test_without_random_weights_a_checkpoint_is_needed(config, monkeypatch):
     assert loaded == [["transformer", "encoder", "decoder"]]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointedConfig(tiny.DoublingDecoderConfig):
+    checkpoint_path: str | None = None
+
+
+def test_a_missing_checkpoint_is_found_before_anything_is_read(config, monkeypatch):
+    monkeypatch.setattr(
+        TinyRunner, "_weights", lambda *_, **__: pytest.fail("weights read")
+    )
+    decoder = CheckpointedConfig(checkpoint_path="/no/such/file")
+    config = derive_config(config, random_weights=False, pipeline={"decoder": decoder})
+    with pytest.raises(FileNotFoundError, match=r"/no/such/file \(CheckpointedConfig"):
+        config.setup().run()
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -152,7 +169,9 @@ def test_bad_values_are_refused_by_the_config(config, changes, error, message):
 def test_bad_inputs_are_refused_before_weights_are_read(
     config, monkeypatch, changes, message
 ):
-    monkeypatch.setattr(TinyRunner, "_weights", lambda *_: pytest.fail("weights read"))
+    monkeypatch.setattr(
+        TinyRunner, "_weights", lambda *_, **__: pytest.fail("weights read")
+    )
     with pytest.raises(ValueError, match=message):
         derive_config(config, **changes).setup().run()
 
@@ -166,7 +185,9 @@ def test_a_prompt_that_nothing_reads_is_refused(config):
 
 
 def test_unwritable_output_is_found_first(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(TinyRunner, "_weights", lambda *_: pytest.fail("weights read"))
+    monkeypatch.setattr(
+        TinyRunner, "_weights", lambda *_, **__: pytest.fail("weights read")
+    )
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(PermissionError, match="cannot be written"):
