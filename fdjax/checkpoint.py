@@ -7,6 +7,7 @@ is a published checkpoint: a converter, found through the entry-point group
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -257,15 +258,9 @@ def restore(
         ValueError: It is damaged, or belongs to another architecture or config.
     """
     path = pathlib.Path(path).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(f"There is no checkpoint at {path}.")
-    metadata = read_metadata(path)
-    if metadata is None:
-        raise ValueError(
-            f"{path} is no complete checkpoint of fdjax: it has no {_METADATA}."
-        )
+    metadata = _existing_metadata(path)
     if component is not None and target_shapes is None:
-        target_shapes = component.param_shapes()
+        target_shapes = param_shapes(component)
     if target_shapes is None:
         target_shapes = _stored_shapes(metadata)
     check_fit(path, metadata, target_shapes, component)
@@ -299,6 +294,44 @@ def _restore_directory(
             f"{path} is damaged and cannot be restored ({reason}); delete it, so that "
             "it is made again."
         ) from error
+
+
+def open_lazily(path: str | os.PathLike) -> tuple[Metadata, PyTree]:
+    """Metadata and a tree of `LazyArray`s, each read to the host when it is asked for.
+
+    Raises:
+        FileNotFoundError: There is nothing at `path`.
+        ValueError: It is damaged, or no checkpoint of fdjax.
+    """
+    path = pathlib.Path(path).expanduser()
+    metadata = _existing_metadata(path)
+    if path.is_dir():
+        if damage := _damage(path, metadata.files):
+            raise ValueError(f"{path} is damaged: {damage}.")
+        shapes = traverse_util.flatten_dict(_stored_shapes(metadata), sep="/")
+        read = checkpoint_io.OrbaxReader(path / _PARAMS, shapes).read
+    else:
+        read = checkpoint_io.read_safetensors(path).__getitem__
+    leaves = {
+        name: checkpoint_io.LazyArray(
+            shape,
+            jax.numpy.dtype(metadata.dtypes[name]),
+            functools.partial(read, name),
+        )
+        for name, shape in metadata.shapes.items()
+    }
+    return metadata, traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def _existing_metadata(path: pathlib.Path) -> Metadata:
+    if not path.exists():
+        raise FileNotFoundError(f"There is no checkpoint at {path}.")
+    metadata = read_metadata(path)
+    if metadata is None:
+        raise ValueError(
+            f"{path} is no complete checkpoint of fdjax: it has no {_METADATA}."
+        )
+    return metadata
 
 
 def is_intact(path: str | os.PathLike) -> bool:
@@ -420,6 +453,12 @@ def _changed_fields(there: Any, here: Any, prefix: str = "") -> dict[str, tuple]
             path = f"{prefix}.{name}" if prefix else name
             changed |= _changed_fields(there[name], here[name], path)
     return changed
+
+
+@functools.lru_cache(maxsize=16)
+def param_shapes(component: ParametricComponent) -> PyTree:
+    """`component.param_shapes()`, kept: tracing a large network takes seconds."""
+    return component.param_shapes()
 
 
 def load_params(component: ParametricComponent, *, sharding: Any = None) -> Params:

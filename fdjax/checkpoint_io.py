@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ except ImportError:  # not a POSIX system: no lock between processes
 _IN_FLIGHT_BYTES = 256 << 20
 # Leaves of a save that are in memory at once, besides the largest: reading the next
 # one overlaps with writing this one.
+
+_BATCH_BYTES = 64 << 20  # of neighbours that are read together
 
 _RESTORE_GB = 16  # more than any single array, less than the hosts of large models
 
@@ -106,6 +109,60 @@ def read_orbax(path: pathlib.Path, target: PyTree) -> PyTree:
             path.absolute(),
             ocp.args.PyTreeRestore(item=target, restore_args=arguments),
         )
+
+
+class OrbaxReader:
+    """Reads single arrays of an orbax directory to the host.
+
+    Args:
+        path: What `write_orbax` wrote.
+        leaves: Shapes and dtypes by path, levels joined by slashes. Neighbours are
+            read together, as asking for one takes 16 ms whatever its size.
+    """
+
+    def __init__(self, path: pathlib.Path, leaves: Mapping[str, jax.ShapeDtypeStruct]):
+        import orbax.checkpoint as ocp
+
+        self._path, self._leaves = path.absolute(), leaves
+        self._names = list(leaves)
+        self._batch: dict[str, np.ndarray] = {}
+        self._checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+
+    def read(self, name: str) -> np.ndarray:
+        """One array; the last few stay in memory."""
+        if name not in self._batch:
+            self._batch = {}
+            self._batch = self._read_batch(name)
+        return self._batch[name]
+
+    def _read_batch(self, first: str) -> dict[str, np.ndarray]:
+        import orbax.checkpoint as ocp
+        from flax import traverse_util
+
+        names, size = [first], 0
+        for name in self._names[self._names.index(first) + 1 :]:
+            leaf = self._leaves[name]
+            size += leaf.size * leaf.dtype.itemsize
+            if size > _BATCH_BYTES:
+                break
+            names.append(name)
+        arguments = {
+            name: ocp.RestoreArgs(
+                restore_type=np.ndarray, dtype=self._leaves[name].dtype
+            )
+            for name in names
+        }
+        restored = self._checkpointer.restore(
+            self._path,
+            ocp.args.PyTreeRestore(
+                item=traverse_util.unflatten_dict(
+                    {name: self._leaves[name] for name in names}, sep="/"
+                ),
+                restore_args=traverse_util.unflatten_dict(arguments, sep="/"),
+                partial_restore=True,
+            ),
+        )
+        return traverse_util.flatten_dict(restored, sep="/")
 
 
 def write_safetensors(
@@ -202,7 +259,18 @@ def atomic_directory(
         partial.rename(path)
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove_tree(partial)
+
+
+def _remove_tree(path: pathlib.Path) -> None:
+    """Removes a directory, in which threads of a failed save may still write."""
+    absent = not path.exists()
+    for _ in range(0 if absent else 40):
+        shutil.rmtree(path, ignore_errors=True)
+        time.sleep(0.05)
+        if absent and not path.exists():
+            return
+        absent = not path.exists()
 
 
 @contextlib.contextmanager

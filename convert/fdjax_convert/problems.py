@@ -17,11 +17,15 @@ class ConversionError(ValueError):
         problems: The problems, one line each; keys that differ in numbers are folded.
     """
 
-    def __init__(self, problems: Sequence[str]):
+    def __init__(
+        self,
+        problems: Sequence[str],
+        what: str = "the checkpoint does not fit",
+    ):
         self.problems = tuple(problems)
         count = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
         super().__init__(
-            f"the checkpoint does not fit, {count}:"
+            f"{what}, {count}:"
             + "".join(f"\n  - {problem}" for problem in self.problems)
         )
 

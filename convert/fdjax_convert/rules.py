@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
+from fdjax_convert import matching
 from fdjax_convert.patterns import (
     fill_target,
     parse_pattern,
     references,
-    target_pattern,
 )
 from fdjax_convert.problems import Problems
 from fdjax_convert.tensors import (
@@ -170,9 +170,7 @@ class Step:
 
     def to_flax(self, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         """The leaves, from the tensors."""
-        one = isinstance(self.rule.source, str)
-        result = self.rule.transform.to_flax(arrays[0] if one else tuple(arrays))
-        return result if isinstance(result, tuple) else (result,)
+        return matching.to_flax(self.rule, arrays)
 
 
 class Conversion:
@@ -312,29 +310,30 @@ class Conversion:
                 filled.setdefault(path, step.keys[0])
         for path in self.targets:
             if path not in filled:
-                names = " or ".join(_keys_of(path, rules)) or "no rule gives it"
+                names = " or ".join(matching.keys_of(path, rules)) or "no rule gives it"
                 problems.add(path, f"not filled, missing key: {names}")
 
     def _check_shapes(self, problems: Problems) -> None:
-        """Runs the transforms on stand-ins that take one byte per element at most."""
+        """Compares what the transforms give with what the architecture has."""
         for step in self.steps + self.duplicates:
             tensors = [self.source[key] for key in step.keys]
-            stand_ins = [np.broadcast_to(np.False_, tensor.shape) for tensor in tensors]
             given = ", ".join(str(list(tensor.shape)) for tensor in tensors)
             try:
-                results = step.to_flax(stand_ins)
+                shapes = matching.shapes_to_flax(
+                    step.rule, tuple(t.shape for t in tensors)
+                )
             except ValueError as error:
                 name = step.rule.transform.name
                 problems.add(
                     step.keys[0], f"shape {given} does not suit {name}: {error}"
                 )
                 continue
-            for path, result in zip(step.paths, results, strict=True):
+            for path, shape in zip(step.paths, shapes, strict=True):
                 wanted = self.targets.get(path)
-                if wanted is not None and tuple(wanted.shape) != result.shape:
+                if wanted is not None and tuple(wanted.shape) != shape:
                     problems.add(
                         step.keys[0],
-                        f"shape {given} gives {list(result.shape)}, the architecture "
+                        f"shape {given} gives {list(shape)}, the architecture "
                         f"has {list(wanted.shape)}",
                     )
 
@@ -392,7 +391,7 @@ def to_torch(params: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, np.n
     """Writes params back in the layout of the table: the inverse of `convert`.
 
     Args:
-        params: Nested dict of arrays.
+        params: Nested dict of arrays, or of what has shape, dtype and `read()`.
         rules: The table. Dropped keys and aliases are not written.
 
     Returns:
@@ -413,17 +412,18 @@ def export(params: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, LazyTe
     leaves = traverse_util.flatten_dict(params, sep="/")
     written: dict[str, LazyTensor] = {}
     for rule, keys, paths in _inverse_steps(leaves, rules, problems):
-        stand_ins = [np.broadcast_to(np.False_, leaves[path].shape) for path in paths]
         try:
-            results = _to_torch(rule, stand_ins)
+            shapes = matching.shapes_to_torch(
+                rule, tuple(leaves[path].shape for path in paths)
+            )
         except ValueError as error:
             problems.add(paths[0], f"does not suit {rule.transform.name}: {error}")
             continue
         dtype = np.dtype(leaves[paths[0]].dtype)
         arrays = [leaves[path] for path in paths]
-        for slot, (key, result) in enumerate(zip(keys, results, strict=True)):
-            load = functools.partial(_load, rule, arrays, slot)
-            written[key] = LazyTensor(result.shape, dtype, load)
+        for slot, (key, shape) in enumerate(zip(keys, shapes, strict=True)):
+            load = functools.partial(matching.load_torch, rule, arrays, slot)
+            written[key] = LazyTensor(shape, dtype, load)
     problems.check()
     return written
 
@@ -434,7 +434,7 @@ def _inverse_steps(
     """Yields (rule, keys, paths) for every complete application of a rule."""
     found: dict[tuple[int, tuple[str, ...]], set[str]] = {}
     for path in leaves:
-        hits = list(_rules_of(path, rules))
+        hits = list(matching.rules_of(path, rules))
         if len(hits) == 1:
             found.setdefault(hits[0], set()).add(path)
         else:
@@ -450,45 +450,3 @@ def _inverse_steps(
         if len(present) == len(paths):
             keys = tuple(parse_pattern(source).fill(values) for source in rule.sources)
             yield rule, keys, paths
-
-
-def _to_torch(rule: Rule, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """The tensors, from the leaves: the inverse of `Step.to_flax`."""
-    one = isinstance(rule.target, str)
-    result = rule.transform.to_torch(arrays[0] if one else tuple(arrays))
-    return result if isinstance(result, tuple) else (result,)
-
-
-def _load(rule: Rule, leaves: Sequence[Any], slot: int) -> np.ndarray:
-    """Reads leaves and returns one of the tensors they make."""
-    return _to_torch(rule, [np.asarray(leaf) for leaf in leaves])[slot]
-
-
-def _rules_of(
-    path: str, rules: Sequence[Rule]
-) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Yields (index, group values) of the rules that fill a leaf, aliases left out."""
-    for index, rule in enumerate(rules):
-        if rule.alias:
-            continue
-        for target in rule.targets:
-            pattern = _target_expression(target, parse_pattern(rule.sources[0]).groups)
-            if match := pattern.fullmatch(path):
-                values = (
-                    match[f"g{number + 1}"] for number in range(len(match.groups()))
-                )
-                yield index, tuple(values)
-
-
-def _keys_of(path: str, rules: Sequence[Rule]) -> list[str]:
-    """The keys that fill a leaf, written out."""
-    return [
-        parse_pattern(source).fill(values)
-        for index, values in _rules_of(path, rules)
-        for source in rules[index].sources
-    ]
-
-
-@functools.cache
-def _target_expression(target: str, groups: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile(target_pattern(target, groups))

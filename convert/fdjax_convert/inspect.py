@@ -1,0 +1,135 @@
+"""Says what a checkpoint is, from its headers."""
+
+import collections
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from fdjax import checkpoint as checkpoints
+from fdjax_convert import layouts, readers, recognise
+from fdjax_convert.problems import summarize
+from fdjax_convert.readers import Checkpoint
+from fdjax_convert.rules import Layout
+from fdjax_convert.tensors import LazyTensor
+
+_LINES = 12  # of keys that are listed at a place
+
+
+def inspect(path: Path, wrapper: str | None = None) -> str:
+    """A report on a file, an index, a directory, or one of fdjax's own checkpoints.
+
+    Raises:
+        FileNotFoundError: There is nothing.
+        ValueError: It cannot be read as a checkpoint.
+    """
+    metadata = checkpoints.read_metadata(path) if path.exists() else None
+    if metadata is not None:
+        return _own(path, metadata)
+    if path.is_dir():
+        found = readers.list_checkpoints(path)
+        if len(found) > 1:
+            opened = [readers.open_checkpoint(one, wrapper) for one in found]
+            return "\n\n".join(map(_published, opened))
+    return _published(readers.open_checkpoint(path, wrapper))
+
+
+def _own(path: Path, metadata: checkpoints.Metadata) -> str:
+    """The report on a checkpoint in fdjax's own format."""
+    source = metadata.source
+    lines = {
+        "file": str(path),
+        "format": "fdjax" + ("" if checkpoints.is_intact(path) else ", damaged"),
+        "is": source.get("description", metadata.architecture or "of no stated kind"),
+        "architecture": metadata.architecture or "not stated",
+        "parameters": _size(
+            len(metadata.shapes), metadata.num_parameters, metadata.num_bytes
+        ),
+        "types": metadata.dtype,
+        "config": f"hash {checkpoints.config_hash(metadata)[:12]}",
+    }
+    if source:
+        lines["converted from"] = f"{source.get('path')}, {source.get('layout')} layout"
+        lines["sha256"] = str(source.get("sha256"))
+        lines["wrapper"] = _wrapper(source.get("wrapper", ()), source.get("prefix", ""))
+    return _table(lines)
+
+
+def _published(opened: Checkpoint) -> str:
+    """The report on a published checkpoint."""
+    tensors = opened.tensors
+    found = layouts.detect(tensors)
+    guess = None if found else recognise.closest(tensors, layouts.layouts())
+    if found:
+        kinds = [f"{recognise.describe(one, tensors)} ({_name(one)})" for one in found]
+    elif guess is not None:
+        kinds = [f"perhaps {recognise.describe(guess, tensors)} ({_name(guess)})"]
+    else:
+        kinds = ["nothing that fdjax knows"]
+    num_parameters = sum(tensor.size for tensor in tensors.values())
+    lines = {
+        "file": str(opened.path),
+        "format": _format(opened),
+        "is": " and ".join(kinds),
+        "wrapper": _wrapper(opened.wrapper, opened.prefix),
+        "parameters": _size(len(tensors), num_parameters, opened.num_bytes),
+        "types": _types(tensors),
+    }
+    text = _table(lines)
+    known = found or ((guess,) if guess is not None else ())
+    rules = [rule for layout in known for rule in layout.rules]
+    unknown = recognise.unknown_keys(rules, list(tensors))
+    text += _section("unknown keys" if known else "keys", unknown)
+    for layout in known:
+        for reason, keys in recognise.dropped_keys(layout, list(tensors)).items():
+            if len(known) == 1:  # what one part drops is what the other is made of
+                text += _section(f"not used, {reason}", keys)
+    return text + _section("beside the weights", opened.skipped)
+
+
+def _format(opened: Checkpoint) -> str:
+    kind = {"safetensors": "safetensors", "torch": "torch zip, not executed"}[
+        readers.sniff(opened.files[0])
+    ]
+    if len(opened.files) > 1:
+        return f"{kind}, {len(opened.files)} shards"
+    return kind
+
+
+def _name(layout: Layout) -> str:
+    return f"{layout.architecture}, {layout.name} layout"
+
+
+def _wrapper(levels: Iterable[str], prefix: str) -> str:
+    parts = [*levels, *([f'prefix "{prefix}"'] if prefix else [])]
+    return " > ".join(parts) or "none"
+
+
+def _size(num_tensors: int, num_parameters: int, num_bytes: int) -> str:
+    return f"{num_parameters:,} in {num_tensors} tensors, {format_bytes(num_bytes)}"
+
+
+def _types(tensors: Mapping[str, LazyTensor]) -> str:
+    counts = collections.Counter(str(tensor.dtype) for tensor in tensors.values())
+    return ", ".join(f"{name} ({count})" for name, count in counts.most_common())
+
+
+def format_bytes(count: float) -> str:
+    """A size with its unit: 5.68 GB."""
+    units = ("B", "kB", "MB", "GB", "TB")
+    power = min(int(math.log(count, 1000)) if count >= 1 else 0, len(units) - 1)
+    return f"{count / 1000**power:.{2 if power else 0}f} {units[power]}"
+
+
+def _table(lines: Mapping[str, str]) -> str:
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+
+
+def _section(title: str, keys: Iterable[str]) -> str:
+    """A list of keys, numbers folded; nothing if there are none."""
+    lines = summarize(list(keys))
+    if not lines:
+        return ""
+    more = [f"… and {len(lines) - _LINES} more"] if len(lines) > _LINES else []
+    listed = "".join(f"\n  {line}" for line in lines[:_LINES] + more)
+    return f"\n{title}:{listed}"
