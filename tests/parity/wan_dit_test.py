@@ -56,7 +56,7 @@ class Case:
         batch: Sessions; the reference runs them one by one, without a batch axis.
         size: Latent rows and columns.
         context_noise: Timestep at which chunks are committed.
-        control: `(chunk, shape [T, C, H, W]) -> mask` of the same shape; None: no image.
+        control: `(chunk, shape) -> mask`, shape is [T, C, H, W]; None: no image.
     """
 
     transformer: dict[str, Any]
@@ -97,11 +97,14 @@ CASES = {
         size=(6, 4),
     ),
     "sink": Case({"len_t": 2, "window_size_t": 4, "sink_size_t": 2}),
-    "straddling sink": Case({"len_t": 3, "window_size_t": 7, "sink_size_t": 5}, num_chunks=7),
+    "straddling sink": Case(
+        {"len_t": 3, "window_size_t": 7, "sink_size_t": 5}, num_chunks=7
+    ),
     "window shorter than a chunk": Case(
         {"len_t": 3, "window_size_t": 2, "sink_size_t": 4}
     ),
-    "relative": Case({"len_t": 2, "window_size_t": 4, **RELATIVE}),
+    # Without a sink, absolute and relative time give the same differences.
+    "relative": Case({"len_t": 2, "window_size_t": 4, "sink_size_t": 2, **RELATIVE}),
     "relative, straddling sink": Case(
         {"len_t": 3, "window_size_t": 7, "sink_size_t": 5, **RELATIVE}, num_chunks=7
     ),
