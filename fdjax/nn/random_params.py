@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,9 @@ from jax.typing import DTypeLike
 from fdjax.axes import Array, Params, PyTree
 
 
-def random_params(shapes: PyTree, key: jax.Array) -> Params:
+def random_params(
+    shapes: PyTree, key: jax.Array, *, dtype: DTypeLike | None = None
+) -> Params:
     """Parameters that keep activations near unit scale.
 
     Leaves named "scale" are one and leaves named "bias" zero. A "kernel" is uniform
@@ -28,23 +31,26 @@ def random_params(shapes: PyTree, key: jax.Array) -> Params:
     Args:
         shapes: Nested dict of `jax.ShapeDtypeStruct`.
         key: PRNG key.
+        dtype: Of all parameters; None for those of `shapes`.
 
     Returns:
-        A nested dict of the same shapes and dtypes.
+        A nested dict of the same shapes.
     """
     leaves = traverse_util.flatten_dict(shapes)
-    seeds = jax.random.bits(key, (len(leaves),), jnp.uint32)
-    if not isinstance(seeds, jax.core.Tracer):
-        seeds = np.asarray(seeds)  # indexing it is then no program
+    seeds: Any = jax.random.bits(key, (len(leaves),), jnp.uint32)
+    full: Any = jnp.full
+    if not isinstance(key, jax.core.Tracer):  # spare a program for each of these
+        seeds, full = np.asarray(seeds), lambda *args: jnp.asarray(np.full(*args))
     params = {}
     for number, (path, leaf) in enumerate(leaves.items()):
+        leaf_dtype = jnp.dtype(dtype or leaf.dtype)
         if path[-1] in ("scale", "bias"):
-            params[path] = jnp.full(leaf.shape, path[-1] == "scale", leaf.dtype)
+            params[path] = full(leaf.shape, path[-1] == "scale", leaf_dtype)
             continue
         kernel = path[-1] == "kernel"
         fan_in = math.prod(leaf.shape[:-1]) if kernel else leaf.shape[-1]
         bound = math.sqrt(3 / fan_in)
-        params[path] = _uniform(leaf.shape, leaf.dtype, bound, seeds[number])
+        params[path] = _uniform(leaf.shape, leaf_dtype, bound, seeds[number])
     return traverse_util.unflatten_dict(params)
 
 

@@ -59,8 +59,7 @@ class TaehvDecoder(StreamingDecoder):
         latent = jnp.zeros((1, 1, 1, 1, self.config.latent_channels))
         memories = decoder_memories(self.config, 1, 1, 1)
         shapes = jax.eval_shape(self.network.init, key, latent, memories)["params"]
-        params = random_params(shapes, key)
-        return jax.tree.map(lambda x: x.astype(self.config.dtype), params)
+        return random_params(shapes, key, dtype=self.config.dtype)
 
     def initialize_cache(
         self, params: Params, batch_size: int, height: int, width: int

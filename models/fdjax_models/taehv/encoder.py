@@ -41,8 +41,7 @@ class TaehvEncoder(ParametricComponent):
         video = jnp.zeros((1, config.temporal_ratio, side, side, 3))
         memories = encoder_memories(config, 1, 1, 1)
         shapes = jax.eval_shape(self.network.init, key, video, memories)["params"]
-        params = random_params(shapes, key)
-        return jax.tree.map(lambda x: x.astype(self.config.dtype), params)
+        return random_params(shapes, key, dtype=self.config.dtype)
 
     def initialize_cache(
         self, params: Params, batch_size: int, height: int, width: int

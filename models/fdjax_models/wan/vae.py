@@ -62,8 +62,7 @@ class WanVaeDecoder(StreamingDecoder):
         # The first frame of a stream alone does not reach all layers.
         latent = jnp.zeros((1, 2, 1, 1, self.config.latent_channels))
         shapes = jax.eval_shape(self.network.init, key, latent, None)["params"]
-        params = random_params(shapes, key)
-        return jax.tree.map(lambda x: x.astype(self.config.dtype), params)
+        return random_params(shapes, key, dtype=self.config.dtype)
 
     def initialize_cache(
         self, params: Params, batch_size: int, height: int, width: int
@@ -130,8 +129,7 @@ class WanVaeEncoder(ParametricComponent):
         side = self.config.spatial_ratio
         video = jnp.zeros((1, 1 + self.config.temporal_ratio, side, side, 3))
         shapes = jax.eval_shape(self.network.init, key, video, None)["params"]
-        params = random_params(shapes, key)
-        return jax.tree.map(lambda x: x.astype(self.config.dtype), params)
+        return random_params(shapes, key, dtype=self.config.dtype)
 
     def initialize_cache(self, params: Params) -> WanVaeCache:
         """The state before the first chunk."""
