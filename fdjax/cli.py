@@ -220,11 +220,11 @@ def _wrap(text: str, first: int, rest: int) -> list[str]:
 
 
 def _message(error: BaseException) -> str:
-    """An error's text with its notes; a KeyError's without the quotes."""
+    """An error's text, and where in a config it arose; a KeyError's without quotes."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else ""
     text = text or str(error) or type(error).__name__
-    notes = getattr(error, "__notes__", [])
-    return text + "".join(f" ({note})" for note in notes)
+    notes = getattr(error, "__notes__", [])  # jax adds others
+    return text + "".join(f" ({note})" for note in notes if note.startswith("in "))
 
 
 @contextlib.contextmanager

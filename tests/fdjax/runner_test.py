@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdjax import media, video_writer
-from fdjax.conditioner import Conditions
-from fdjax.config import derive_config, from_json
+from fdjax import conditions_cache, media, video_writer
+from fdjax.conditioner import Conditions, TextConditioner
+from fdjax.config import InstantiateConfig, derive_config, from_json
 from fdjax.runner import RunnerConfig
 from tests import tiny
 from tests.tiny_runner import CONFIG, TinyRunner
@@ -125,6 +125,74 @@ def test_without_random_weights_a_checkpoint_is_needed(config, monkeypatch):
         name.replace("-random-weights", "") for name in FILES
     }
     assert loaded == [["transformer", "encoder", "decoder"]]
+
+
+CALLS = []
+
+
+class Letters(TextConditioner):
+    """Encodes a prompt as the codes of its letters, and notes what is done."""
+
+    def init_params(self, key):
+        return {"scale": jnp.ones(())}
+
+    def load_params(self):
+        CALLS.append("load")
+        return self.init_params(jax.random.key(0))
+
+    def tokenize(self, text):
+        return np.array([[ord(letter) for letter in prompt[:3]] for prompt in text])
+
+    def encode(self, params, text):
+        CALLS.append("encode")
+        codes = params["scale"] * self.tokenize(text) / 100
+        return jnp.tile(codes[..., None], 4)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LettersConfig(InstantiateConfig):
+    _target: type = Letters
+    checkpoint_path: str = __file__
+
+
+def test_a_prompt_is_encoded_once_and_then_read_from_disk(tmp_path, monkeypatch):
+    monkeypatch.setenv("FDJAX_CACHE_DIR", str(tmp_path / "cache"))
+    keep_small_ones = conditions_cache.cached_encode.__kwdefaults__
+    monkeypatch.setitem(keep_small_ones, "keep_from", 0)
+
+    def load_params(self, *, only):
+        return {
+            name: part.load_params()
+            if name == "text_encoder"
+            else part.init_params(jax.random.key(0))
+            for name, part in self.components.items()
+            if name in only
+        }
+
+    monkeypatch.setattr(type(CONFIG.pipeline.setup()), "load_params", load_params)
+    config = RunnerConfig(
+        runner_name="prompted",
+        pipeline=derive_config(
+            CONFIG.pipeline, encoder=None, text_encoder=LettersConfig()
+        ),
+        prompt="a beach",
+        output_dir=tmp_path / "out",
+        total_blocks=2,
+        pixel_height=6,
+        pixel_width=8,
+        compilation_cache=False,
+    )
+    CALLS.clear()
+    first = media.read_video(config.setup().run().output)
+    assert CALLS == ["load", "encode"]
+    again = media.read_video(config.setup().run().output)
+    assert CALLS == ["load", "encode"]
+    np.testing.assert_array_equal(first, again)
+    other = derive_config(config, prompt="xyz").setup().run()
+    assert CALLS == ["load", "encode"] * 2
+    assert not np.array_equal(media.read_video(other.output), first)
+    derive_config(config, conditions_cache=False).setup().run()
+    assert CALLS == ["load", "encode"] * 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
