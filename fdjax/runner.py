@@ -161,15 +161,13 @@ class Runner(Component):
         conditions = self.encode_conditions(weights, inputs)
         del weights  # text encoders are large: freed before the rest is loaded
         streaming = [name for name in self.pipeline.components if name not in _ONE_SHOT]
+        # A size or a condition that does not fit shows in the shapes alone.
+        parts = self.pipeline.components
+        shapes = {name: parts[name].param_shapes() for name in streaming}
+        initialize = functools.partial(self._initialize_cache, conditions=conditions)
+        jax.eval_shape(initialize, shapes)
         params = self._weights(streaming)
-        seed = self.config.seed
-        cache = self.pipeline.initialize_cache(
-            params,
-            conditions=conditions,
-            pixel_height=self.config.pixel_height,
-            pixel_width=self.config.pixel_width,
-            key=None if seed is None else jax.random.key(seed),
-        )
+        cache = initialize(params)
         report = RunReport(self.config, self.num_chunks(inputs))
         interrupted = False
         try:
@@ -219,6 +217,16 @@ class Runner(Component):
         if inputs.controls is None:
             return self.config.total_blocks
         return min(self.config.total_blocks, len(inputs.controls))
+
+    def _initialize_cache(self, params: Params, *, conditions: Conditions) -> PyTree:
+        seed = self.config.seed
+        return self.pipeline.initialize_cache(
+            params,
+            conditions=conditions,
+            pixel_height=self.config.pixel_height,
+            pixel_width=self.config.pixel_width,
+            key=None if seed is None else jax.random.key(seed),
+        )
 
     def _check_checkpoints(self) -> None:
         """Finds missing files before the first one is read."""

@@ -206,6 +206,18 @@ def test_missing_conditions_are_named():
         )
 
 
+def test_a_size_that_does_not_fit_is_found_before_weights_are_read(tmp_path):
+    config = dataclasses.replace(
+        RUNNER_CONFIGS["template-offline"],
+        output_dir=tmp_path,
+        compilation_cache=False,
+        random_weights=False,  # there is no checkpoint to read
+        pixel_width=5,
+    )
+    with pytest.raises(ValueError, match=r"multiples of 2 and 2.*got 6 x 5"):
+        config.setup().run()
+
+
 # The method
 
 
