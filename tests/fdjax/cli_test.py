@@ -7,12 +7,14 @@ import logging
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
-from fdjax import cli, registry
+from fdjax import cli, media, registry
 from fdjax.config import derive_config, from_json
 from tests import tiny_runner
 from tests.tiny_runner import CONFIG, TinyRunner
@@ -342,7 +344,9 @@ def test_a_field_named_like_a_general_flag_is_refused(fdjax_run, monkeypatch):
         cli._parse_flags([], clash)
 
 
-def test_the_command_in_a_process_of_its_own(tmp_path):
+@pytest.fixture
+def process(tmp_path):
+    """Starts a command in a process group of its own, as a shell does."""
     root = pathlib.Path(tiny_runner.__file__).parent.parent
     environment = {
         **os.environ,
@@ -350,14 +354,41 @@ def test_the_command_in_a_process_of_its_own(tmp_path):
         "PYTHONPATH": os.pathsep.join([str(root), *sys.path]),
         "FDJAX_CACHE_DIR": str(tmp_path / "cache"),
     }
-    command = [sys.executable, "-m", "fdjax.cli", "tiny", "--total_blocks=2"]
-    done = subprocess.run(
-        [*command, "--compilation-cache"],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "3 frames" in done.stderr
+
+    def start(*arguments):
+        return subprocess.Popen(
+            [sys.executable, "-m", "fdjax.cli", *arguments],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
+        )
+
+    return start
+
+
+def test_the_command_in_a_process_of_its_own(process, tmp_path):
+    with process("tiny", "--total_blocks=2", "--compilation-cache") as running:
+        _, err = running.communicate()
+    assert running.returncode == 0, err
+    assert "3 frames" in err
     assert (tmp_path / "outputs" / "tiny-random-weights.mp4").exists()
     assert (tmp_path / "cache" / "xla").is_dir()
+
+
+def test_ctrl_c_in_a_terminal_leaves_a_playable_file(process, tmp_path):
+    endless = ["--total_blocks=9000000", "--num_controls=9000000"]
+    with process("tiny", *endless) as running:
+        temporary = []
+        while not any(file.stat().st_size for file in temporary):
+            assert running.poll() is None, running.stderr.read()
+            temporary = list(tmp_path.glob("outputs/.*.tmp.mp4"))
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGINT)
+        _, err = running.communicate()
+    assert running.returncode == 130, err
+    assert "Traceback" not in err
+    count = int(re.search(r"interrupted\. Wrote .*mp4: (\d+) frames", err)[1])
+    outputs = tmp_path / "outputs"
+    assert len(media.read_video(outputs / "tiny-random-weights.mp4")) == count
+    assert not list(outputs.glob(".*"))
