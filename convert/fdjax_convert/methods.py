@@ -44,10 +44,8 @@ def components(
         parts = configs[slug].pipeline.setup().components
         names |= set(parts)
         for part, component in parts.items():
-            if not isinstance(component, ParametricComponent):
-                continue
-            seen = any(component == other.component for other in found)
-            if name in (None, part) and component.architecture and not seen:
+            wanted = name in (None, part) and getattr(component, "architecture", "")
+            if wanted and all(component != other.component for other in found):
                 found.append(Candidate(slug, part, component))
     if name is not None and name not in names:
         of = f"method {method!r}" if method else "any method"

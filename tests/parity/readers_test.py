@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-from fdjax_convert import readers  # noqa: E402
+from fdjax_convert import readers, writers  # noqa: E402
 from fdjax_convert.problems import CheckpointError  # noqa: E402
-from fdjax_convert.tensors import LazyTensor  # noqa: E402
+from fdjax_convert.tensors import LazyTensor, as_lazy  # noqa: E402
 from fdjax_convert.torch_format import read_torch  # noqa: E402
 
 DTYPES = {
@@ -222,3 +222,33 @@ def test_every_pickle_protocol(tmp_path, protocol):
     tensors = readers.open_checkpoint(tmp_path / "a.pt").tensors
     assert same_bytes(tensors["x"], tensor)
     assert same_bytes(tensors["y"], tensor.T)
+
+
+@pytest.mark.parametrize("dtype", list(writers._STORAGES), ids=str)
+def test_torch_reads_what_the_writer_wrote(tmp_path, dtype):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "a.weight": (rng.standard_normal((4, 6)) * 9).astype(dtype),
+        "a.bias": np.zeros(0, dtype),
+        "scalar": np.asarray(1, dtype),
+        "transposed": (rng.standard_normal((5, 3)) * 9).astype(dtype).T,
+    }
+    tensors = {key: as_lazy(value) for key, value in arrays.items()}
+    path = tmp_path / "a.pt"
+    writers.write_checkpoint(path, tensors, wrapper=("ema", "x"), prefix="model.")
+    for mapped in (False, True):
+        loaded = torch.load(path, weights_only=True, mmap=mapped)["ema"]["x"]
+        assert list(loaded) == [f"model.{key}" for key in arrays]
+        for key, value in arrays.items():
+            tensor = loaded[f"model.{key}"]
+            assert DTYPES[tensor.dtype] == dtype.type
+            assert tuple(tensor.shape) == value.shape
+            found = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+            assert found == value.tobytes()
+            assert tensor.data_ptr() % 64 == 0 or not mapped or not value.size
+    path = tmp_path / "a.safetensors"
+    writers.write_checkpoint(path, tensors)
+    loaded = safetensors_torch.load_file(path)
+    for key, value in arrays.items():
+        found = loaded[key].reshape(-1).view(torch.uint8).numpy().tobytes()
+        assert found == value.tobytes()

@@ -1,0 +1,31 @@
+"""A component of many equal layers, to measure memory with."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from fdjax.component import ParametricComponent
+from fdjax.config import InstantiateConfig
+from fdjax_convert.rules import Conversion, layer
+
+RULES = layer(r"layers\.(\d+)", r"layers_\1", bias=False)
+
+
+class Big(ParametricComponent):
+    architecture = "big"
+
+    def init_params(self, key):
+        layers = range(self.config.num_layers)
+        return {f"layers_{i}": {"kernel": jnp.zeros((1000, 1000))} for i in layers}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BigConfig(InstantiateConfig):
+    _target: type = Big
+    num_layers: int
+
+
+CONFIG = BigConfig(num_layers=40)
+SMALL = BigConfig(num_layers=2)
+
+__all__ = ["CONFIG", "RULES", "SMALL", "Big", "BigConfig", "Conversion"]
