@@ -10,6 +10,7 @@ fdjax-run --config outputs/METHOD.config.json
 import contextlib
 import errno
 import logging
+import os
 import pathlib
 import sys
 import textwrap
@@ -69,10 +70,16 @@ def run(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         with _log_to_stderr():
-            return _run(arguments)
+            code = _run(arguments)
+            sys.stdout.flush()
+            return code
     except KeyboardInterrupt as interrupt:
         print(f"\n{_NAME}: interrupted. {interrupt}", file=sys.stderr)
         return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a list went away (`| head`): nothing is left to tell it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILURE
     except _USER_ERRORS as error:
         mistake: Exception = error
         code = _USAGE

@@ -355,10 +355,11 @@ def process(tmp_path):
         "FDJAX_CACHE_DIR": str(tmp_path / "cache"),
     }
 
-    def start(*arguments):
+    def start(*arguments, stdout=None):
         return subprocess.Popen(
             [sys.executable, "-m", "fdjax.cli", *arguments],
             env=environment,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
             process_group=0,
@@ -392,3 +393,27 @@ def test_ctrl_c_in_a_terminal_leaves_a_playable_file(process, tmp_path):
     outputs = tmp_path / "outputs"
     assert len(media.read_video(outputs / "tiny-random-weights.mp4")) == count
     assert not list(outputs.glob(".*"))
+
+
+def test_a_reader_that_goes_away_is_no_error(process):
+    read, write = os.pipe()
+    os.close(read)
+    with process("--help", stdout=write) as running:
+        os.close(write)
+        _, err = running.communicate()
+    assert running.returncode == 1
+    assert err == ""
+
+
+def test_a_clone_that_is_not_installed_has_a_script(tmp_path):
+    root = pathlib.Path(tiny_runner.__file__).parent.parent
+    packages = os.pathsep.join(path for path in sys.path if "site-packages" in path)
+    # -S: without the .pth files of an installation.
+    done = subprocess.run(
+        [sys.executable, "-S", root / "scripts" / "run.py", "--help"],
+        env={**os.environ, "PYTHONPATH": packages},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\n  template-autoregressive\n" in done.stdout

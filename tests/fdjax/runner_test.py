@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import pathlib
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -314,6 +315,30 @@ def test_a_failing_encoder_is_reported(config, monkeypatch):
     monkeypatch.setattr(video_writer.VideoWriter, "_consume", consume)
     with pytest.raises(RuntimeError, match="ffmpeg stopped: no space"):
         config.setup().run()
+
+
+def test_the_next_chunk_is_dispatched_while_the_last_one_is_encoded(
+    config, monkeypatch
+):
+    third_chunk = threading.Event()
+    pipeline_class = type(CONFIG.pipeline.setup())
+    generate, consume = pipeline_class.generate, video_writer.VideoWriter._consume
+    calls, waited = [], []
+
+    def noted_generate(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            third_chunk.set()
+        return generate(self, *args, **kwargs)
+
+    def slow_consume(self, chunk):
+        waited.append(third_chunk.wait(20))
+        consume(self, chunk)
+
+    monkeypatch.setattr(pipeline_class, "generate", noted_generate)
+    monkeypatch.setattr(video_writer.VideoWriter, "_consume", slow_consume)
+    assert config.setup().run().num_frames == 7
+    assert waited == [True] * 4
 
 
 def test_other_processes_write_nothing(config, monkeypatch, tmp_path):
