@@ -3,12 +3,13 @@
 import ast
 import functools
 import inspect
+from typing import Any
 
 from fdjax.config import InstantiateConfig
 
 
 @functools.cache
-def field_docs(config_class: type) -> dict[str, str]:
+def field_docs(config_class: Any) -> dict[str, str]:
     """The text under each field of a config class, inherited fields included.
 
     Fields without a text, and classes without source, are left out.

@@ -239,7 +239,7 @@ class TemplateTransformer(Transformer):
             text = jnp.concatenate([text, negative])
         return self._apply(params, text, method="context")
 
-    def _branches(self, x: Array) -> Array:
+    def _branches(self, x: Any) -> Array:
         """Repeats the batch for the unconditional branch, if there is one."""
         return jnp.concatenate([x, x]) if self.needs_negative_text else x
 
