@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -56,16 +57,13 @@ class Metadata:
     @property
     def num_parameters(self) -> int:
         """Number of elements."""
-        return sum(
-            int(np.prod(shape, dtype=np.int64)) for shape in self.shapes.values()
-        )
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
     @property
     def num_bytes(self) -> int:
         """Size of the values in bytes."""
         return sum(
-            int(np.prod(shape, dtype=np.int64))
-            * jax.numpy.dtype(self.dtypes[path]).itemsize
+            math.prod(shape) * jax.numpy.dtype(self.dtypes[path]).itemsize
             for path, shape in self.shapes.items()
         )
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import inspect
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -58,6 +59,9 @@ class LazyArray:
         dtype: Element type.
         read: Returns the values, `dtype[shape]`.
         release: Called when they have been written.
+
+    Attributes:
+        nbytes: Size of the values in bytes.
     """
 
     def __init__(
@@ -68,12 +72,8 @@ class LazyArray:
         release: Callable[[], None] = lambda: None,
     ):
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self.nbytes = math.prod(self.shape) * self.dtype.itemsize
         self.read, self.release = read, release
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the values in bytes."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
 def write_orbax(path: pathlib.Path, params: PyTree) -> None:

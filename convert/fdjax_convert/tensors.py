@@ -1,6 +1,7 @@
 """Tensors that are read when asked for, and the checks on their values."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +45,7 @@ class LazyTensor:
     @property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
