@@ -462,16 +462,16 @@ class StreamInferencePipelineConfig(InstantiateConfig):
     diffusion_model: DiffusionModelConfig
     """Transformer and scheduler."""
 
-    encoder: Any = None
+    encoder: InstantiateConfig | None = None
     """Config of the per-chunk control encoder; None: `generate` takes no input."""
 
-    decoder: Any = None
+    decoder: InstantiateConfig | None = None
     """Config of the decoder; None: `generate` returns latents."""
 
-    text_encoder: Any = None
+    text_encoder: InstantiateConfig | None = None
     """Config of the text conditioner; None: no text, or ready-made conditions."""
 
-    image_encoder: Any = None
+    image_encoder: InstantiateConfig | None = None
     """Config of the image conditioner; None: no image cross-attention."""
 
     negative_prompt: str | None = None

@@ -1,0 +1,1 @@
+"""Layers and parameter helpers that several models share."""
