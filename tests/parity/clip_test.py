@@ -150,45 +150,18 @@ def test_sizes_crop_and_statistics_of_the_processor():
 
 def test_whole_encoder_against_the_reference(tmp_path, monkeypatch):
     """From a first frame, through the reference's class and a published folder."""
-    from tests.parity import flashdreams_cpu
-
-    del flashdreams_cpu  # prepares the import of the next line
-    from flashdreams.infra.encoder.image import clip as reference
+    pytest.importorskip("flashdreams")
+    from tests.parity.published_files import TorchProcessor, reference_clip
 
     config = CASES["odd head width, one layer dropped"]
     model = _torch_model(config)
     model.save_pretrained(tmp_path / "image_encoder")
-    monkeypatch.setattr(reference, "CLIPImageProcessor", _TorchProcessor)
-    theirs = reference.CLIPImageEncoderConfig(
+    monkeypatch.setattr(TorchProcessor, "size", config.image_size)
+    monkeypatch.setattr(reference_clip, "CLIPImageProcessor", TorchProcessor)
+    theirs = reference_clip.CLIPImageEncoderConfig(
         model_id_or_local_path=str(tmp_path), dtype=torch.float32
     ).setup()
     image = _images(1, 60, 100)
     want = theirs(torch.tensor(image.transpose(0, 3, 1, 2))).numpy()
     got = config.setup().encode(_params(model, config), jnp.asarray(image))
     assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
-
-
-class _TorchProcessor:
-    """The steps of `CLIPImageProcessor` on tensors, which needs torchvision to run."""
-
-    @classmethod
-    def from_pretrained(cls, *_, **__):
-        return cls()
-
-    def __call__(self, images, return_tensors, do_rescale):
-        assert (return_tensors, do_rescale, images.dtype) == (
-            "pt",
-            False,
-            torch.float32,
-        )
-        size = CASES["odd head width, one layer dropped"].image_size
-        short = min(images.shape[-2:])
-        shape = [int(size * side / short) for side in images.shape[-2:]]
-        resized = torch.nn.functional.interpolate(
-            images, shape, mode="bicubic", align_corners=False, antialias=True
-        )
-        top, left = ((side - size) // 2 for side in shape)
-        cropped = resized[..., top : top + size, left : left + size]
-        mean = torch.tensor(preprocess.MEAN)[:, None, None]
-        std = torch.tensor(preprocess.STD)[:, None, None]
-        return transformers.BatchFeature({"pixel_values": (cropped - mean) / std})

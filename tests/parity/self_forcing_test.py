@@ -8,7 +8,6 @@ import dataclasses
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,18 +16,15 @@ pytest.importorskip("flashdreams")
 from tests.parity import flashdreams_cpu  # isort: split
 
 import torch
-import transformers
 from flashdreams.infra.diffusion.model import DiffusionModelConfig
 from flashdreams.infra.diffusion.scheduler.fm import FlowMatchSchedulerConfig
-from flashdreams.infra.encoder.text.umt5 import UMT5TextEncoderConfig
-from flashdreams.recipes.wan.autoencoder import vae as reference_vae
 from flashdreams.recipes.wan.transformer.impl.network import WanDiTNetworkConfig
 from flashdreams.recipes.wan.transformer.wan21 import Wan21TransformerConfig
 
 from fdjax import media
 from fdjax.config import derive_config
 from fdjax_models.self_forcing.config import RUNNER_CONFIGS
-from tests.umt5 import tiny as tiny_umt5
+from tests.parity import published_files
 from tests.wan import tiny
 
 BASE = "self-forcing-wan2.1-t2v-1.3b"
@@ -38,13 +34,6 @@ NETWORK = {
     name: getattr(tiny.CONFIG, name)
     for name in ("dim", "ffn_dim", "num_heads", "num_layers")
 } | {"text_dim": 32, "text_len": 512}
-UMT5 = {
-    name: getattr(tiny_umt5.CONFIG, name)
-    for name in (
-        *("vocab_size", "width", "mlp_dim", "num_layers", "num_heads", "head_dim"),
-        "dtype",
-    )
-}
 
 
 def _write_transformer(path):
@@ -65,51 +54,6 @@ def _unwrap(state):
     return {prefix.sub("", key): value for key, value in state.items()}
 
 
-def _write_vae(path):
-    def build():
-        return reference_vae.WanVAE(
-            vae_path=str(path), use_cuda_graph=False, use_compile=False, base_dim=8
-        )
-
-    torch.save({}, path)
-    shapes = {k: v.shape for k, v in build().state_dict().items() if "_call." not in k}
-    generator = torch.Generator().manual_seed(0)
-    state = {}
-    for key, shape in shapes.items():
-        noise = torch.randn(shape, generator=generator)
-        scale = 0.1 if len(shape) == 1 else noise[0].numel() ** -0.5
-        state[key] = 1 + 0.1 * noise if key.endswith("gamma") else scale * noise
-    # The video stays inside [-1, 1], where it is not clamped.
-    state["decoder.head.2.weight"] *= 0.3
-    torch.save(state, path)
-    return build()
-
-
-def _write_text_encoder(folder):
-    torch.manual_seed(0)
-    config = tiny_umt5.CONFIG
-    model = transformers.UMT5EncoderModel(
-        transformers.UMT5Config(
-            vocab_size=config.vocab_size,
-            d_model=config.width,
-            d_kv=config.head_dim,
-            d_ff=config.mlp_dim,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            feed_forward_proj="gated-gelu",
-        )
-    )
-    model.save_pretrained(folder / "text_encoder")
-    transformers.T5Tokenizer(
-        vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-        + [(word, -float(i)) for i, word in enumerate(tiny_umt5.WORDS, 1)],
-        extra_ids=4,
-    ).save_pretrained(folder / "tokenizer")
-    return UMT5TextEncoderConfig(
-        model_id_or_local_path=str(folder), dtype=torch.float32
-    ).setup()
-
-
 def _runner_config(slug, folder):
     published = RUNNER_CONFIGS[slug]
     window = published.pipeline.diffusion_model.transformer.window_size_t
@@ -117,12 +61,8 @@ def _runner_config(slug, folder):
         "network": NETWORK | {"dtype": "float32", "param_dtype": "float32"},
         "window_size_t": min(window, 9),  # so that it slides within the test
     }
-    decoder = {
-        "widths": (8, 16, 32, 32),
-        "dtype": jnp.float32,
-        "checkpoint_path": str(folder / "vae.pth"),
-    }
-    text_encoder = UMT5 | {
+    decoder = published_files.VAE | {"checkpoint_path": str(folder / "vae.pth")}
+    text_encoder = published_files.UMT5 | {
         "checkpoint_path": str(folder / "text_encoder"),
         "tokenizer_path": str(folder / "tokenizer"),
     }
@@ -190,8 +130,8 @@ def _reference_video(config, folder, text_encoder, vae):
 @pytest.mark.parametrize("slug", [BASE, f"{BASE}-sink5-window7-rerope"])
 def test_runner(slug, tmp_path, monkeypatch):
     monkeypatch.setenv("FDJAX_CACHE_DIR", str(tmp_path / "cache"))
-    text_encoder = _write_text_encoder(tmp_path)
-    vae = _write_vae(tmp_path / "vae.pth")
+    text_encoder = published_files.write_text_encoder(tmp_path)
+    vae = published_files.write_vae(tmp_path / "vae.pth")
     _write_transformer(tmp_path / "self_forcing_dmd.pt")
     config = _runner_config(slug, tmp_path)
 
