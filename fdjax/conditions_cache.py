@@ -195,7 +195,7 @@ def _stamp(path: pathlib.Path) -> list:
 
 def _key(identity: Any, item: str | Array) -> str:
     if isinstance(item, str):
-        description = {"text": item}
+        description: dict[str, Any] = {"text": item}
     else:
         array = np.ascontiguousarray(item)
         digest = hashlib.sha256(array.tobytes()).hexdigest()

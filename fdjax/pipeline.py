@@ -181,7 +181,8 @@ class StreamInferencePipeline(Component):
         return conditions
 
     def _run_conditioner(self, params: Params, name: str, value: Any) -> Array:
-        return self.components[name].encode(params[name], value)
+        conditioner: Any = self.components[name]
+        return conditioner.encode(params[name], value)
 
     def _require_conditioner(self, name: str, params: Params, what: str) -> None:
         if self.components.get(name) is None:
@@ -309,7 +310,7 @@ class StreamInferencePipeline(Component):
         transformer_cache = stages.update_conditions(
             self, params["transformer"], cache.transformer_cache, conditions
         )
-        return cache.replace(transformer_cache=transformer_cache)
+        return dataclasses.replace(cache, transformer_cache=transformer_cache)
 
     # The autoregressive loop
 
@@ -374,7 +375,8 @@ class StreamInferencePipeline(Component):
                 self.decoder, params["decoder"], decoder_cache, output
             )
         _record(profiler, "decode", output)
-        cache = cache.replace(
+        cache = dataclasses.replace(
+            cache,
             transformer_cache=transformer_cache,
             encoder_cache=encoder_cache,
             decoder_cache=decoder_cache,
@@ -415,7 +417,8 @@ class StreamInferencePipeline(Component):
             cache.key,
         )
         _record(profiler, "finalize", transformer_cache)
-        return cache.replace(
+        return dataclasses.replace(
+            cache,
             transformer_cache=transformer_cache,
             final_state=None,
             autoregressive_index=index,

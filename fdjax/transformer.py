@@ -25,8 +25,10 @@ class Transformer(ParametricComponent):
     Latents are patchified, `[B, L, C]`, float32; the network casts to its own dtype.
     """
 
-    needs_negative_text: bool = False
-    """Whether conditions must hold `negative_text` (classifier-free guidance)."""
+    @property
+    def needs_negative_text(self) -> bool:
+        """Whether conditions must hold `negative_text` (classifier-free guidance)."""
+        return False
 
     @abc.abstractmethod
     def initialize_cache(

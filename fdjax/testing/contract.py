@@ -110,8 +110,8 @@ def count_compilations() -> Iterator[Callable[[], int]]:
 _COUNTER: list[int] = []
 
 
-def _on_event(name: str, *args, **kwargs):
-    if name == "/jax/core/compile/backend_compile_duration":
+def _on_event(event: str, duration_secs: float, **metadata: str | int) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
         _COUNTER[0] += 1
 
 
@@ -169,12 +169,14 @@ def check_resume(case: PipelineCase):
     _, unbroken = case.run(cache, range(2, case.num_chunks))
     leaves, structure = jax.tree.flatten(cache)
     leaves = [
-        jax.random.wrap_key_data(np.asarray(jax.random.key_data(leaf)))
+        jax.random.wrap_key_data(jax.numpy.array(jax.random.key_data(leaf)))
         if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         else jax.numpy.asarray(np.asarray(leaf))
         for leaf in leaves
     ]
-    _, resumed = case.run(structure.unflatten(leaves), range(2, case.num_chunks))
+    _, resumed = case.run(
+        jax.tree.unflatten(structure, leaves), range(2, case.num_chunks)
+    )
     assert all(np.array_equal(a, b) for a, b in zip(unbroken, resumed, strict=True))
 
 

@@ -127,7 +127,7 @@ class MazeEncoder(StreamingEncoder):
             ),
             vector_features=control_features(controls, is_first),
         )
-        return cache.replace(index=cache.index + 1), control
+        return dataclasses.replace(cache, index=cache.index + 1), control
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,8 @@ and back, step back, rest. Half of the walkers look where they go and turn away 
 wall; the others also run into it and keep pushing.
 """
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -80,7 +82,9 @@ def random_walk(
         walker = _next_segment(walker, draw)
         walker = _avoid_wall(walker, draw, world, careful)
         pose = simulator.move(world, walker.pose, walker.control)
-        walker = walker.replace(pose=pose, frames_left=walker.frames_left - 1)
+        walker = dataclasses.replace(
+            walker, pose=pose, frames_left=walker.frames_left - 1
+        )
         return walker, (walker.control, pose)
 
     return jax.lax.scan(step, walker, draws)[1]
@@ -95,7 +99,8 @@ def _next_segment(walker: _Walker, draw: _Draw) -> _Walker:
     fresh = jnp.stack([forward, turn * draw.sign])
     ended = walker.frames_left == 0
     undone = jnp.where(is_undone > 0, length, 0)
-    return walker.replace(
+    return dataclasses.replace(
+        walker,
         control=jnp.where(ended, jnp.where(undo > 0, back, fresh), walker.control),
         frames_left=jnp.where(
             ended, jnp.where(undo > 0, undo, length), walker.frames_left
@@ -115,7 +120,8 @@ def _avoid_wall(
     side = jnp.where(left == right, draw.sign, jnp.sign(left - right))
     turning = careful & (walker.control[0] > 0) & (ahead < _NEAR_WALL)
     length = (8 + draw.length * 12).astype(jnp.int32)
-    return walker.replace(
+    return dataclasses.replace(
+        walker,
         control=jnp.where(turning, jnp.stack([0.0, side]), walker.control),
         frames_left=jnp.where(turning, length, walker.frames_left),
         frames_to_undo=jnp.where(turning, 0, walker.frames_to_undo),

@@ -128,7 +128,7 @@ class TemplateTransformer(Transformer):
         self, params: Params, cache: TemplateCache, conditions: Conditions
     ) -> TemplateCache:
         """The cache with new conditions; what was generated stays visible."""
-        return cache.replace(context=self._context(params, conditions))
+        return dataclasses.replace(cache, context=self._context(params, conditions))
 
     def latent_shape(self, cache: TemplateCache) -> tuple[int, int, int]:
         """(B, L, C * patch volume) of one chunk."""
@@ -183,7 +183,7 @@ class TemplateTransformer(Transformer):
             query = self.rope.rotate(query, workspace.table)
             length = layout.valid_length(position)
             output = attend(query, keys, values, length=length)
-            return output, cache.kv.replace(keys=(keys,), values=(values,))
+            return output, dataclasses.replace(cache.kv, keys=(keys,), values=(values,))
 
         flow, kv = self._apply(
             params,
@@ -197,7 +197,9 @@ class TemplateTransformer(Transformer):
             conditional, unconditional = jnp.split(flow, 2)
             scale = self.config.guidance_scale
             flow = unconditional + scale * (conditional - unconditional)
-        return workspace.replace(cache=cache.replace(kv=kv)), flow
+        return dataclasses.replace(
+            workspace, cache=dataclasses.replace(cache, kv=kv)
+        ), flow
 
     def append(
         self,
@@ -212,7 +214,9 @@ class TemplateTransformer(Transformer):
         workspace, _ = self.predict_flow(params, latent, timestep, workspace, control)
         kv = workspace.cache.kv
         tokens = self._layout(cache.height, cache.width).chunk
-        return cache.replace(kv=kv.replace(num_tokens=kv.num_tokens + tokens))
+        return dataclasses.replace(
+            cache, kv=dataclasses.replace(kv, num_tokens=kv.num_tokens + tokens)
+        )
 
     def patchify(self, latent: Array) -> Array:
         """[B, T, H, W, C] to [B, L, C * patch volume]."""

@@ -118,7 +118,7 @@ class WanTransformer(Transformer):
                 f"New conditions must be for the cache's {cache.batch} sessions, got "
                 f"{conditions.batch_size}; start a new rollout for another number."
             )
-        return cache.replace(context=self._context(params, conditions))
+        return dataclasses.replace(cache, context=self._context(params, conditions))
 
     def latent_shape(self, cache: WanCache) -> tuple[int, int, int]:
         """(B, L, C * patch volume) of one chunk."""
@@ -198,10 +198,12 @@ class WanTransformer(Transformer):
             keys = tuple(state.keys for state in states)
             values = tuple(state.values for state in states)
             if workspace.rotated_keys:
-                workspace = workspace.replace(rotated_keys=keys)
+                workspace = dataclasses.replace(workspace, rotated_keys=keys)
                 keys = cache.kv.keys
-            kv = cache.kv.replace(keys=keys, values=values)
-            workspace = workspace.replace(cache=cache.replace(kv=kv))
+            kv = dataclasses.replace(cache.kv, keys=keys, values=values)
+            workspace = dataclasses.replace(
+                workspace, cache=dataclasses.replace(cache, kv=kv)
+            )
         if self.needs_negative_text:
             conditional, unconditional = jnp.split(flow, 2)
             scale = self.config.guidance_scale
@@ -222,9 +224,9 @@ class WanTransformer(Transformer):
         attention and MLP.
         """
         tokens = self._layout(cache.height, cache.width).chunk
-        kv = cache.kv.replace(num_tokens=cache.kv.num_tokens + tokens)
+        kv = dataclasses.replace(cache.kv, num_tokens=cache.kv.num_tokens + tokens)
         if not self._has_memory:
-            return cache.replace(kv=kv)
+            return dataclasses.replace(cache, kv=kv)
         workspace = self.start(params, cache, control)
         relative = bool(workspace.rotated_keys)
         states = tuple(
@@ -239,7 +241,9 @@ class WanTransformer(Transformer):
         states, _ = self._forward(params, latent, timestep, workspace, control, states)
         keys = tuple(state.raw_keys if relative else state.keys for state in states)
         values = tuple(state.values for state in states)
-        return cache.replace(kv=kv.replace(keys=keys, values=values))
+        return dataclasses.replace(
+            cache, kv=dataclasses.replace(kv, keys=keys, values=values)
+        )
 
     def postprocess(
         self, latent: Array, control: WanControl | ImageControl | None

@@ -1,5 +1,6 @@
 """Encoded clips on the device, renewed a slice at a time."""
 
+import dataclasses
 import functools
 
 import flax.struct
@@ -47,7 +48,7 @@ class ClipPool:
         size, num_chunks = self.clips.controls.shape[:2]
         fresh = encoded_clips(self.encoder, self.params, key, count, num_chunks)
         clips = _write(self.clips, fresh, self.next)
-        return self.replace(clips=clips, next=(self.next + count) % size)
+        return dataclasses.replace(self, clips=clips, next=(self.next + count) % size)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
@@ -60,7 +61,7 @@ def encoded_clips(
     def some(key: jax.Array) -> Clip:
         clips = data.make_clips(key, at_once, num_chunks)
         latent = autoencoder.encode_raw(encoder, params, clips.video)
-        return clips.replace(video=latent.astype(jnp.bfloat16))
+        return dataclasses.replace(clips, video=latent.astype(jnp.bfloat16))
 
     if at_once == count:
         return some(key)
