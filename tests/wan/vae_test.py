@@ -18,6 +18,7 @@ SIZES = {
     "widths": (4, 6, 8),
     "temporal": (True, True),
     "num_blocks": 1,
+    "latents_per_pass": 6,
     "latent_mean": (0.5, -1.0, 0.25),
     "latent_std": (2.0, 0.5, 1.5),
     "dtype": jnp.float32,
@@ -94,6 +95,21 @@ def test_context_rules_differ_for_single_latents_only():
     assert jnp.abs(short - singles)[:, 9:].max() > 1e-3
     several = _stream(reference, params, latent, (1, 3))
     np.testing.assert_allclose(several, singles, atol=2e-5)
+
+
+def test_passes_within_a_chunk_give_the_same():
+    whole, passes = _decoder(context="exact"), _decoder(latents_per_pass=2)
+    params, latent = whole.init_params(jax.random.key(0)), _normal(1, 1, 6, 2, 3, 3)
+    expected = _stream(whole, params, latent, (6,))
+    # One latent, then two: the context rule for chunks of one is none for passes.
+    actual = _stream(passes, params, latent, (3, 3))
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
+    whole, passes = _encoder("2.2"), _encoder("2.2", latents_per_pass=2)
+    params, video = whole.init_params(jax.random.key(0)), _normal(1, 1, 13, 16, 24, 3)
+    expected = _stream(whole, params, video, (13,))
+    np.testing.assert_allclose(
+        _stream(passes, params, video, (13,)), expected, atol=2e-5
+    )
 
 
 def test_two_executables_and_a_steady_cache():

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -19,6 +21,36 @@ from fdjax_models.wan.statistics import (
 )
 from fdjax_models.wan.vae_layers import CONTEXT_RULES, State
 from fdjax_models.wan.vae_networks import Decoder, Encoder, WanVaeConfig
+
+
+def _in_passes(
+    step: Callable[[State, Array], tuple[State, Array]],
+    state: State,
+    x: Array,
+    head: int,
+    size: int,
+) -> tuple[State, Array]:
+    """Runs `step` over `head` frames of x, then over `size` frames at a time.
+
+    Args:
+        step: Maps a state and a chunk to the next state and the chunk's output.
+        state: State before x.
+        x: [B, T, ...]; T - head is a multiple of `size`.
+        head: Frames of the first pass.
+        size: Frames of the other passes.
+
+    Returns:
+        The state after x, and the outputs, joined along axis 1.
+    """
+    state, first = step(state, x[:, :head])
+    passes = (x.shape[1] - head) // size
+    if not passes:
+        return state, first
+    rest = x[:, head:].reshape(len(x), passes, size, *x.shape[2:])
+    state, outputs = jax.lax.scan(step, state, jnp.moveaxis(rest, 1, 0))
+    outputs = jnp.moveaxis(outputs, 0, 1)
+    outputs = outputs.reshape(len(x), -1, *outputs.shape[3:])
+    return state, jnp.concatenate([first, outputs], axis=1)
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -55,7 +87,7 @@ class WanVaeDecoder(StreamingDecoder):
     @functools.cached_property
     def network(self) -> Decoder:
         """The linen module."""
-        return Decoder(self.config, self.config.context)
+        return Decoder(self.config)
 
     def init_params(self, key: jax.Array) -> Params:
         """Random parameters as a nested dict, in the config's dtype."""
@@ -87,9 +119,19 @@ class WanVaeDecoder(StreamingDecoder):
             `temporal_compression_ratio` frames.
         """
         config = self.config
+        # What a pass within a chunk carries is not what a chunk carries.
+        context = config.context if latent.shape[1] == 1 else "exact"
+        network = Decoder(config, context)
+
+        def step(state: State, latent: Array) -> tuple[State, Array]:
+            outputs: Any = network.apply({"params": params}, latent, state)
+            video, state = outputs
+            return state, jnp.clip(video.astype(jnp.float32), -1, 1)
+
         latent = denormalize(latent, config.latent_mean, config.latent_std)
-        video, state = self.network.apply({"params": params}, latent, cache.state)
-        video = jnp.clip(video.astype(jnp.float32), -1, 1)
+        size = config.latents_per_pass
+        head = latent.shape[1] - (latent.shape[1] - 1) // size * size
+        state, video = _in_passes(step, cache.state, latent, head, size)
         return WanVaeCache(state=state), video
 
 
@@ -155,10 +197,25 @@ class WanVaeEncoder(ParametricComponent):
         Raises:
             ValueError: The size of the chunk does not fit.
         """
-        self._check(video.shape, first=cache.state is None)
-        config = self.config
-        latent, state = self.network.apply({"params": params}, video, cache.state)
-        latent = normalize(latent, config.latent_mean, config.latent_std)
+        first = cache.state is None
+        self._check(video.shape, first)
+        config, network = self.config, self.network
+
+        def step(state: State, video: Array) -> tuple[State, Array]:
+            outputs: Any = network.apply({"params": params}, video, state)
+            latent, state = outputs
+            return state, normalize(latent, config.latent_mean, config.latent_std)
+
+        time, size = config.temporal_ratio, config.latents_per_pass
+        num_latents = first + (video.shape[1] - first) // time
+        head = num_latents - (num_latents - 1) // size * size
+        state, latent = _in_passes(
+            step,
+            cache.state,
+            video,
+            head=head * time - (time - 1 if first else 0),
+            size=size * time,
+        )
         return WanVaeCache(state=state), latent
 
     def _check(self, shape: tuple[int, ...], first: bool) -> None:

@@ -5,6 +5,7 @@ parameter-free shortcuts around its stages and folds 2x2 pixels into channels.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -57,6 +58,10 @@ class WanVaeConfig(InstantiateConfig):
     """Whether 3-D convolutions run as 2-D ones over stacked frames: faster on a GPU,
     with three times the memory for their inputs."""
 
+    latents_per_pass: int = 3
+    """How many latents the network works on at a time. A longer chunk is taken in
+    passes, with the same result: memory grows with the pass, not with the chunk."""
+
     dtype: DTypeLike = jnp.bfloat16
     """Computation dtype, and the dtype of fresh parameters."""
 
@@ -74,7 +79,7 @@ class WanVaeConfig(InstantiateConfig):
                 "latent_mean and latent_std must have one entry per channel each, got "
                 f"{len(self.latent_mean)} and {len(self.latent_std)}."
             )
-        for name in ("num_blocks", "patch"):
+        for name in ("num_blocks", "patch", "latents_per_pass"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}.")
 
@@ -103,7 +108,7 @@ class Middle(nn.Module):
     @nn.compact
     def __call__(self, x: Array, state: State) -> tuple[Array, State]:
         """Maps [B, T, H, W, C] to the same shape."""
-        carried = {}
+        carried: dict[str, Any] = {}
         for name in ("block_1", "block_2"):
             if name == "block_2":
                 x = AttentionBlock(dtype=self.dtype, name="attention")(x)
@@ -137,8 +142,9 @@ class DownStage(nn.Module):
     @nn.compact
     def __call__(self, x: Array, state: State) -> tuple[Array, State]:
         """Maps [B, T, H, W, C] to [B, T', H', W', features]."""
-        types = {"fold_time": self.fold_time, "dtype": self.dtype}
-        y, carried = x, {}
+        types: dict[str, Any] = {"fold_time": self.fold_time, "dtype": self.dtype}
+        carried: dict[str, Any] = {}
+        y = x
         for name in (f"blocks_{i}" for i in range(self.num_blocks)):
             block = ResidualBlock(self.features, name=name, **types)
             y, carried[name] = block(y, substate(state, name))
@@ -178,8 +184,9 @@ class UpStage(nn.Module):
     @nn.compact
     def __call__(self, x: Array, state: State) -> tuple[Array, State]:
         """Maps [B, T, H, W, C] to [B, T', H', W', C']."""
-        types = {"fold_time": self.fold_time, "dtype": self.dtype}
-        y, carried = x, {}
+        types: dict[str, Any] = {"fold_time": self.fold_time, "dtype": self.dtype}
+        carried: dict[str, Any] = {}
+        y = x
         for name in (f"blocks_{i}" for i in range(self.num_blocks)):
             block = ResidualBlock(self.features, name=name, **types)
             y, carried[name] = block(y, substate(state, name))
@@ -231,8 +238,8 @@ class Encoder(nn.Module):
     def features(self, video: Array, state: State) -> tuple[Array, State]:
         """The network up to its last 1x1x1 convolution: [B, T, H, W, 2C], state."""
         config = self.config
-        types = {"fold_time": config.fold_time, "dtype": config.dtype}
-        carried = {}
+        types: dict[str, Any] = {"fold_time": config.fold_time, "dtype": config.dtype}
+        carried: dict[str, Any] = {}
         x = space_to_depth(video.astype(config.dtype), config.patch, column_first=True)
         conv = CausalConv(config.widths[0], name="conv_in", **types)
         x, carried["conv_in"] = conv(x, substate(state, "conv_in"))
@@ -288,8 +295,8 @@ class Decoder(nn.Module):
     def pixels(self, x: Array, state: State) -> tuple[Array, State]:
         """The network after its first 1x1x1 convolution."""
         config = self.config
-        types = {"fold_time": config.fold_time, "dtype": config.dtype}
-        carried = {}
+        types: dict[str, Any] = {"fold_time": config.fold_time, "dtype": config.dtype}
+        carried: dict[str, Any] = {}
         conv = CausalConv(config.widths[-1], name="conv_in", **types)
         x, carried["conv_in"] = conv(x, substate(state, "conv_in"))
         x, carried["middle"] = Middle(name="middle", **types)(
