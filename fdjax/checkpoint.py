@@ -8,12 +8,10 @@ is a published checkpoint: a converter, found through the entry-point group
 
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
-import json
-import math
 import os
 import pathlib
+import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,7 +21,22 @@ from flax import traverse_util
 
 from fdjax import checkpoint_io
 from fdjax.axes import Params, PyTree
+from fdjax.checkpoint_metadata import Metadata, check_fit, config_hash, describe
 from fdjax.component import ParametricComponent
+
+__all__ = [
+    "Metadata",
+    "check_fit",
+    "config_hash",
+    "describe",
+    "is_intact",
+    "load_params",
+    "open_lazily",
+    "param_shapes",
+    "read_metadata",
+    "restore",
+    "save",
+]
 
 CONVERTERS = "fdjax.checkpoint_converters"
 """Entry-point group. An entry is called as `converter(component, source, sharding=…)`
@@ -31,98 +44,6 @@ and returns params, or None if it does not know the component's architecture."""
 
 _METADATA = "fdjax.json"
 _PARAMS = "params"
-_FORMAT = 1
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Metadata:
-    """What is written beside parameters.
-
-    Attributes:
-        architecture: `ParametricComponent.architecture` of the component.
-        config: The component's config as the tree of its JSON; None if unknown.
-        shapes: Sizes by path.
-        dtypes: Element types by path.
-        source: Where converted parameters come from: file, sha256, layout, wrapper.
-        files: Length in bytes of every file of a directory.
-    """
-
-    architecture: str
-    config: Any = None
-    shapes: Mapping[str, tuple[int, ...]]
-    dtypes: Mapping[str, str]
-    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    files: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of elements."""
-        return sum(math.prod(shape) for shape in self.shapes.values())
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the values in bytes."""
-        return sum(
-            math.prod(shape) * jax.numpy.dtype(self.dtypes[path]).itemsize
-            for path, shape in self.shapes.items()
-        )
-
-    @property
-    def dtype(self) -> str:
-        """The element type, or all of them, most frequent first."""
-        names = list(self.dtypes.values())
-        return ", ".join(sorted(set(names), key=names.count, reverse=True))
-
-    def to_json(self) -> str:
-        """The text of `fdjax.json`."""
-        tree = dataclasses.asdict(self) | {
-            "format": _FORMAT,
-            "config_hash": config_hash(self),
-            "dtype": self.dtype,
-            "num_parameters": self.num_parameters,
-            "fdjax": importlib.metadata.version("fdjax"),
-        }
-        return json.dumps(tree, indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Metadata":
-        """Reads what `to_json` wrote; raises ValueError if it is something else."""
-        tree = json.loads(text)
-        if not isinstance(tree, dict) or tree.get("format") != _FORMAT:
-            found = tree.get("format") if isinstance(tree, dict) else tree
-            raise ValueError(f"its format must be {_FORMAT}, is {found!r}")
-        names = [field.name for field in dataclasses.fields(cls)]
-        values = {name: tree[name] for name in names}
-        values["shapes"] = {key: tuple(s) for key, s in values["shapes"].items()}
-        return cls(**values)
-
-
-def config_hash(metadata: Metadata) -> str:
-    """Identity of what parameters fit: sha256 of the architecture and all shapes."""
-    content = [metadata.architecture, sorted(metadata.shapes.items())]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def describe(
-    params: PyTree,
-    *,
-    architecture: str = "",
-    config: Any = None,
-    source: Mapping[str, Any] | None = None,
-) -> Metadata:
-    """Metadata of a tree of arrays or of shapes."""
-    flat = traverse_util.flatten_dict(params, sep="/")
-    if config is not None and not isinstance(config, Mapping):
-        from fdjax import config as configs
-
-        config = json.loads(configs.to_json(config))
-    return Metadata(
-        architecture=architecture,
-        config=config,
-        shapes={path: tuple(leaf.shape) for path, leaf in flat.items()},
-        dtypes={path: str(np.dtype(leaf.dtype)) for path, leaf in flat.items()},
-        source=dict(source or {}),
-    )
 
 
 def save(
@@ -303,11 +224,13 @@ def open_lazily(path: str | os.PathLike) -> tuple[Metadata, PyTree]:
     """
     path = pathlib.Path(path).expanduser()
     metadata = _existing_metadata(path)
+    read: Callable[[str], np.ndarray]
     if path.is_dir():
         if damage := _damage(path, metadata.files):
             raise ValueError(f"{path} is damaged: {damage}.")
         shapes = traverse_util.flatten_dict(_stored_shapes(metadata), sep="/")
-        read = checkpoint_io.OrbaxReader(path / _PARAMS, shapes).read
+        reader = checkpoint_io.OrbaxReader(path / _PARAMS, shapes)
+        read: Callable[[str], np.ndarray] = reader.read
     else:
         read = checkpoint_io.read_safetensors(path).__getitem__
     leaves = {
@@ -379,80 +302,6 @@ def _target(shapes: PyTree, dtype: Any, sharding: Any) -> PyTree:
     return jax.tree.map(make, shapes, sharding)
 
 
-def check_fit(
-    path: pathlib.Path,
-    metadata: Metadata,
-    target_shapes: PyTree,
-    component: ParametricComponent | None = None,
-) -> None:
-    """Checks that stored parameters are those that are wanted.
-
-    Raises:
-        ValueError: They are of another architecture or config; names both.
-    """
-    wanted = describe(
-        target_shapes,
-        architecture=component.architecture if component is not None else "",
-        config=component.config if component is not None else None,
-    )
-    names = metadata.architecture, wanted.architecture
-    if all(names) and names[0] != names[1]:
-        raise ValueError(
-            f"{path} holds parameters of {names[0]!r}, those of {names[1]!r} are "
-            "wanted."
-        )
-    fields = tuple(getattr(component, "weight_fields", ()))
-    problems = _differences(metadata, wanted)
-    changed = _changed_fields(metadata.config, wanted.config)
-    problems += [
-        f"config field {name}: {there!r} there, {here!r} here"
-        for name, (there, here) in changed.items()
-        if problems or name in fields
-    ]
-    if problems:
-        shown = "".join(f"\n  - {problem}" for problem in problems[:20])
-        more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise ValueError(
-            f"{path} holds {names[0] or 'parameters'} of another config (hash "
-            f"{config_hash(metadata)[:12]}, wanted {config_hash(wanted)[:12]}):"
-            f"{shown}{more}"
-        )
-
-
-def _differences(there: Metadata, here: Metadata) -> list[str]:
-    """Paths that are missing, left over, or of another shape."""
-    problems = []
-    for name, shape in here.shapes.items():
-        if name not in there.shapes:
-            problems.append(f"{name} is missing")
-        elif there.shapes[name] != shape:
-            found = list(there.shapes[name])
-            problems.append(f"{name} is {found} there, {list(shape)} here")
-    left = [name for name in there.shapes if name not in here.shapes]
-    return problems + [f"{name} is there, but not wanted" for name in left]
-
-
-_IGNORED_FIELDS = (
-    "checkpoint_path",
-    "tokenizer_path",
-    "dtype",
-    "param_dtype",
-    "_class",
-)
-
-
-def _changed_fields(there: Any, here: Any, prefix: str = "") -> dict[str, tuple]:
-    """Config fields that differ: {path: (there, here)}."""
-    if not (isinstance(there, Mapping) and isinstance(here, Mapping)):
-        return {} if there == here or None in (there, here) else {prefix: (there, here)}
-    changed: dict[str, tuple] = {}
-    for name in here:
-        if name in there and name not in _IGNORED_FIELDS:
-            path = f"{prefix}.{name}" if prefix else name
-            changed |= _changed_fields(there[name], here[name], path)
-    return changed
-
-
 @functools.lru_cache(maxsize=16)
 def param_shapes(component: ParametricComponent) -> PyTree:
     """`component.param_shapes()`, kept: tracing a large network takes seconds."""
@@ -483,7 +332,7 @@ def load_params(component: ParametricComponent, *, sharding: Any = None) -> Para
     path = pathlib.Path(source).expanduser()
     if path.exists() and read_metadata(path) is not None:
         return restore(path, component=component, sharding=sharding)
-    for entry in importlib.metadata.entry_points(group=CONVERTERS):
+    for entry in _converters():
         params = entry.load()(component, os.fspath(source), sharding=sharding)
         if params is not None:
             return params
@@ -495,3 +344,22 @@ def load_params(component: ParametricComponent, *, sharding: Any = None) -> Para
         f"{path} is no checkpoint of fdjax, and no converter knows the architecture "
         f"{component.architecture!r} of {name}."
     )
+
+
+def _converters() -> list[importlib.metadata.EntryPoint]:
+    """The converters that are installed; in a clone, also those of its pyproject."""
+    points = list(importlib.metadata.entry_points(group=CONVERTERS))
+    path = pathlib.Path(__file__).parent.parent / "pyproject.toml"
+    try:
+        project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+    except (OSError, KeyError, tomllib.TOMLDecodeError):
+        return points
+    if project.get("name") != "fdjax":
+        return points
+    known = {point.value for point in points}
+    own = project.get("entry-points", {}).get(CONVERTERS, {})
+    return points + [
+        importlib.metadata.EntryPoint(name, value, CONVERTERS)
+        for name, value in own.items()
+        if value not in known
+    ]

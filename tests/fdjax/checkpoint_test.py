@@ -318,7 +318,7 @@ def test_damaged_directories_are_refused(tmp_path):
 
 @pytest.mark.parametrize("keep", [4, 100, -10])
 def test_truncated_safetensors_are_refused(tmp_path, keep, monkeypatch):
-    monkeypatch.setattr(checkpoint.importlib.metadata, "entry_points", lambda group: [])
+    monkeypatch.setattr(checkpoint, "_converters", lambda: [])
     path = tmp_path / "p.safetensors"
     component = make(checkpoint_path=str(path))
     checkpoint.save(path, component.init_params(jax.random.key(0)), component=component)
@@ -335,7 +335,7 @@ def test_a_component_without_a_checkpoint_says_what_to_set():
 
 
 def test_sources_that_nobody_knows_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint.importlib.metadata, "entry_points", lambda group: [])
+    monkeypatch.setattr(checkpoint, "_converters", lambda: [])
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pt .*MlpConfig\.checkpoint"):
         make(checkpoint_path=str(tmp_path / "nowhere.pt")).load_params()
     (tmp_path / "a.pt").write_bytes(b"x" * 100)
@@ -350,6 +350,7 @@ def test_converters_are_asked_in_turn(tmp_path, monkeypatch):
     class Entry:
         def __init__(self, result):
             self.result = result
+            self.value = f"plugin:{id(self)}"
 
         def load(self):
             def converter(component, source, *, sharding=None):
@@ -366,6 +367,13 @@ def test_converters_are_asked_in_turn(tmp_path, monkeypatch):
     component = make(checkpoint_path="hf://owner/repo/file.pt")
     assert component.load_params() is params
     assert asked == [(component, "hf://owner/repo/file.pt", None)] * 2
+
+
+def test_a_clone_that_is_not_installed_has_its_converter(monkeypatch):
+    monkeypatch.setattr(checkpoint.importlib.metadata, "entry_points", lambda group: [])
+    [converter] = checkpoint._converters()
+    assert converter.value == "fdjax_convert.load:load_params"
+    assert callable(converter.load())
 
 
 def test_a_full_disk_is_named_before_and_during_a_save(tmp_path, monkeypatch):
