@@ -230,7 +230,7 @@ def open_lazily(path: str | os.PathLike) -> tuple[Metadata, PyTree]:
             raise ValueError(f"{path} is damaged: {damage}.")
         shapes = traverse_util.flatten_dict(_stored_shapes(metadata), sep="/")
         reader = checkpoint_io.OrbaxReader(path / _PARAMS, shapes)
-        read: Callable[[str], np.ndarray] = reader.read
+        read = reader.read
     else:
         read = checkpoint_io.read_safetensors(path).__getitem__
     leaves = {
