@@ -94,8 +94,9 @@ def encode_conditions(
     """
 
     def encode(name: str, value: Any) -> Array:
+        encoder: Any = pipeline.components[name]
         return cached_encode(
-            pipeline.components[name],
+            encoder,
             functools.partial(params.__getitem__, name),
             value,
             directory=directory,
@@ -105,7 +106,7 @@ def encode_conditions(
 
 
 def cached_encode(
-    encoder: ParametricComponent,
+    encoder: Any,
     load: Callable[[], Params],
     inputs: Sequence[str] | Array,
     *,
@@ -119,7 +120,7 @@ def cached_encode(
     the encoder gave (a prompt that is too long) are kept and given again.
 
     Args:
-        encoder: A text or image conditioner.
+        encoder: A `TextConditioner` or an `ImageConditioner`.
         load: Returns its weights; called only if something has to be encoded.
         inputs: Prompts, or images float[B, H, W, 3].
         directory: Where entries are; `default_directory()` by default.
@@ -131,7 +132,8 @@ def cached_encode(
     folder = pathlib.Path(directory or default_directory()).expanduser()
     identity = _identity(encoder)
     if identity is None:
-        return encoder.encode(load(), inputs)  # type: ignore[attr-defined]
+        encode: Callable[[Params, Any], Array] = encoder.encode
+        return encode(load(), inputs)
     paths = [folder / f"{_key(identity, item)}.safetensors" for item in inputs]
     rows = [_read(path) for path in paths]
     missing = [number for number, row in enumerate(rows) if row is None]
@@ -139,17 +141,33 @@ def cached_encode(
         weights = load()
         keep = sum(leaf.nbytes for leaf in jax.tree.leaves(weights)) >= keep_from
         for number in missing:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                # One at a time: what is kept must not depend on its neighbours.
-                row = encoder.encode(weights, inputs[number : number + 1])[0]
-            messages = tuple(str(warning.message) for warning in caught)
-            rows[number] = entry = _Entry(np.asarray(row), messages)
+            # One at a time: what is kept must not depend on its neighbours.
+            rows[number] = entry = _run(encoder, weights, inputs[number : number + 1])
             if keep:
                 _write(paths[number], entry)
     for message in dict.fromkeys(m for row in rows if row for m in row.warnings):
         warnings.warn(message, stacklevel=2)
     return jnp.stack([row.values for row in rows if row])
+
+
+def _run(
+    encoder: Any,
+    weights: Params,
+    inputs: Sequence[str] | Array,
+) -> "_Entry":
+    """Encodes one input and takes note of what the encoder says to its user."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        row = np.asarray(encoder.encode(weights, inputs)[0])
+    messages = []
+    for warning in caught:
+        if warning.category is UserWarning:
+            messages.append(str(warning.message))
+        else:  # of a library, about code: said once
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    return _Entry(row, tuple(messages))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,7 +90,6 @@ def loads(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def keep_small_encoders(monkeypatch):
-    monkeypatch.setattr("fdjax.conditions_cache._WORTH_KEEPING", 0)
     monkeypatch.setitem(cached_encode.__kwdefaults__, "keep_from", 0)
 
 
@@ -222,6 +221,20 @@ def test_warnings_are_given_every_time(loads, tmp_path):
     for _ in range(2):
         with pytest.warns(UserWarning, match="7 letters are too many"):
             _encode(LetterEncoderConfig(), ["ab", "abcdefg"], tmp_path)
+    assert len(loads) == 1
+
+
+def test_warnings_about_code_are_not_kept(loads, tmp_path, monkeypatch):
+    original = LetterEncoder.encode
+
+    def encode(self, params, text):
+        warnings.warn("old spelling", FutureWarning, stacklevel=1)
+        return original(self, params, text)
+
+    monkeypatch.setattr(LetterEncoder, "encode", encode)
+    with pytest.warns(FutureWarning, match="old spelling"):
+        _encode(LetterEncoderConfig(), ["ab"], tmp_path)
+    _encode(LetterEncoderConfig(), ["ab"], tmp_path)
     assert len(loads) == 1
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,8 @@ class ClipImageEncoder(ImageConditioner):
         Returns:
             The class token, then patches row by row: dtype[B, P, width].
         """
-        return self.module.apply({"params": params}, self.preprocess(image))
+        rows: Any = self.module.apply({"params": params}, self.preprocess(image))
+        return rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

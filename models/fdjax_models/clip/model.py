@@ -3,6 +3,8 @@
 Sources: arXiv:2103.00020, section 2.4; arXiv:2010.11929, section 3.1.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -106,7 +108,7 @@ class VisionTransformer(nn.Module):
         Returns:
             The class token, then patches row by row: dtype[B, L, M].
         """
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = self._embed(image.astype(self.dtype))
         x = layer_norm(self.epsilon, **kinds, name="pre_norm")(x)
         running = self.num_layers if self.is_initializing() else self.output_layer

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +112,7 @@ class Umt5TextEncoder(TextConditioner):
         """
         positions = jnp.arange(tokens.token_ids.shape[1])
         mask = positions < tokens.lengths[:, None]
-        rows = self.module.apply({"params": params}, tokens.token_ids, mask)
+        rows: Any = self.module.apply({"params": params}, tokens.token_ids, mask)
         return jnp.where(mask[..., None], rows, 0)
 
 

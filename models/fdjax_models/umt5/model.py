@@ -5,6 +5,8 @@ position bias in every layer instead of one that all layers share. Queries are n
 scaled and no projection has a bias.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -196,7 +198,7 @@ class Umt5Encoder(nn.Module):
         Returns:
             One row per token, those of padding included: dtype[B, L, M].
         """
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         buckets = jnp.asarray(
             relative_position_buckets(
                 token_ids.shape[1], self.num_buckets, self.max_distance
@@ -242,7 +244,7 @@ class EncoderBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, buckets: jax.Array, mask: jax.Array) -> jax.Array:
         """dtype[B, L, M], int32[L, L], bool[B, L] -> dtype[B, L, M]."""
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         attention = SelfAttention(
             self.num_heads, self.head_dim, self.num_buckets, name="attention", **kinds
         )

@@ -89,10 +89,8 @@ class WanImageRunnerConfig(WanRunnerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        transformer, encoder = (
-            self.pipeline.diffusion_model.transformer,
-            self.pipeline.encoder,
-        )
+        transformer: Any = self.pipeline.diffusion_model.transformer
+        encoder: Any = self.pipeline.encoder
         if encoder.len_t != transformer.len_t:
             raise ValueError(
                 "pipeline.encoder.len_t must equal that of the transformer, "
