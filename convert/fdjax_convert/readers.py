@@ -222,7 +222,7 @@ def _unwrap(
     skipped: list[str] = []
     wanted = wrapper.split(".") if wrapper else []
     if isinstance(content, LazyTensor):
-        return {"": content}, (), ()
+        return {"tensor": content}, (), ()  # saved on its own, without a key
     while isinstance(content, dict):
         inner = [name for name, value in content.items() if _holds_tensors(value)]
         if wanted:

@@ -148,4 +148,5 @@ def what_is(checkpoint: Checkpoint) -> str:
         )
     lines = summarize(checkpoint.tensors)
     shown = ", ".join(lines[:6]) + (", …" if len(lines) > 6 else "")
-    return f"nothing that fdjax knows, {len(checkpoint.tensors)} tensors: {shown}"
+    count = len(checkpoint.tensors)
+    return f"nothing that fdjax knows, {count} tensor{'s' * (count != 1)}: {shown}"

@@ -1,6 +1,7 @@
 """Readers without torch, compared with torch.save, torch.load and safetensors."""
 
 import collections
+import pathlib
 import warnings
 
 import ml_dtypes
@@ -97,6 +98,19 @@ def test_state_dict_of_a_module(tmp_path):
         assert tensors.keys() == module.state_dict().keys()
         for key, value in module.state_dict().items():
             assert same_bytes(tensors[key], value), key
+
+
+LATENTS = pathlib.Path(__file__).parents[3] / "shared/data/wan_latents"
+
+
+@pytest.mark.skipif(not LATENTS.exists(), reason="the shared data are not here")
+def test_a_file_of_others():
+    """Latents saved on a GPU: one tensor on its own, bfloat16."""
+    path = LATENTS / "test_latents_wan.pth"
+    tensor = torch.load(path, map_location="cpu", weights_only=True)
+    found = readers.open_checkpoint(path).tensors
+    assert list(found) == ["tensor"]
+    assert same_bytes(found["tensor"], tensor)
 
 
 def test_structures_are_kept(tmp_path):
