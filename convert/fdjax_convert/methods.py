@@ -44,7 +44,7 @@ def components(
         parts = configs[slug].pipeline.setup().components
         names |= set(parts)
         for part, component in parts.items():
-            wanted = name in (None, part) and getattr(component, "architecture", "")
+            wanted = name in (None, part) and component.architecture
             if wanted and all(component != other.component for other in found):
                 found.append(Candidate(slug, part, component))
     if name is not None and name not in names:
