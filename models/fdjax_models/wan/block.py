@@ -117,7 +117,7 @@ class CrossAttention(nn.Module):
         """[B, L, M] to [B, L, M]; the branches share queries and are added."""
         query = self.config.split_heads(self.norm_q(self.q(x)))
         out = attend(query, context.keys, context.values)
-        if context.image_keys is not None:
+        if context.image_keys is not None and context.image_values is not None:
             out = out + attend(query, context.image_keys, context.image_values)
         return self.o(out.reshape(x.shape))
 

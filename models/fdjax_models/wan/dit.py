@@ -103,7 +103,8 @@ class WanDiT(nn.Module):
         Args:
             text: Encoded prompt; zeros after its end take part. None if and only if
                 `config.text_dim` is 0.  [B, P, text_dim].
-            image: Encoded first frame, if `config.image_dim`.  [B, P, image_dim].
+            image: Encoded first frame, if the network has an image branch; None leaves
+                the branch out.  [B, P, image_dim].
 
         Returns:
             One entry per layer.
@@ -112,7 +113,7 @@ class WanDiT(nn.Module):
             return (None,) * self.config.num_layers
         x = nn.gelu(self.text_embedding_fc1(text), approximate=True)
         x = self.text_embedding_fc2(x)
-        image = self.image_embedding(image) if self.config.image_dim else None
+        image = None if image is None else self.image_embedding(image)
         return tuple(block.context_kv(x, image) for block in self.blocks)
 
     def camera(self, rays: Array) -> tuple[CameraModulation, ...]:
@@ -200,7 +201,9 @@ class WanDiT(nn.Module):
             jnp.zeros((1,)),
             lambda query, key, value, state: (state, value),
             (None,) * cfg.num_layers,
-            self.context(token(cfg.text_dim), token(cfg.image_dim)),
+            self.context(
+                token(cfg.text_dim), token(cfg.image_dim) if cfg.image_dim else None
+            ),
             camera=(
                 self.camera(token(cfg.control_dim * cfg.patch_volume))
                 if cfg.control_dim

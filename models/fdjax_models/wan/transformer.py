@@ -130,10 +130,11 @@ class WanTransformer(Transformer):
         self, params: Params, conditions: Conditions
     ) -> tuple[ContextKV | None, ...]:
         check_conditions(self.config, conditions)
-        text, image = conditions.text, conditions.image_embedding
-        if self.needs_negative_text:
-            text = jnp.concatenate([text, conditions.negative_text])
-            image = None if image is None else jnp.concatenate([image, image])
+        negative = conditions.negative_text if self.needs_negative_text else None
+        texts = [text for text in (conditions.text, negative) if text is not None]
+        text = jnp.concatenate(texts) if texts else None
+        image = conditions.image_embedding if self.config.network.image_dim else None
+        image = self._both_branches(image)
         return self._apply(params, text, image, method="context")
 
     # One chunk
@@ -150,7 +151,7 @@ class WanTransformer(Transformer):
         size = cache.batch, self.config.len_t, cache.height, cache.width
         check_control(self.config, size, control)
         camera = None
-        if self.config.network.control_dim:
+        if self.config.network.control_dim and control.rays is not None:
             rays = self._both_branches(self.patchify(control.rays))
             camera = self._apply(params, rays, method="camera")
         rotated_keys: tuple[Array, ...] = ()
@@ -185,14 +186,14 @@ class WanTransformer(Transformer):
         (classifier-free guidance, arXiv:2207.12598, equation 6, with s = 1 + w).
         """
         cache = workspace.cache
-        states = [
+        before = tuple(
             LayerKV(keys, values)
             for keys, values in zip(
                 workspace.rotated_keys or cache.kv.keys, cache.kv.values, strict=True
             )
-        ]
+        )
         states, flow = self._forward(
-            params, latent, timestep, workspace, control, tuple(states)
+            params, latent, timestep, workspace, control, before
         )
         if self._has_memory:
             keys = tuple(state.keys for state in states)
@@ -239,7 +240,9 @@ class WanTransformer(Transformer):
             )
         )
         states, _ = self._forward(params, latent, timestep, workspace, control, states)
-        keys = tuple(state.raw_keys if relative else state.keys for state in states)
+        keys = tuple(
+            state.keys if state.raw_keys is None else state.raw_keys for state in states
+        )
         values = tuple(state.values for state in states)
         return dataclasses.replace(
             cache, kv=dataclasses.replace(kv, keys=keys, values=values)
@@ -270,8 +273,8 @@ class WanTransformer(Transformer):
         timestep: Array,
         workspace: WanWorkspace,
         control: Any,
-        states: tuple[LayerKV, ...],
-    ) -> tuple[tuple[LayerKV, ...], Array]:
+        states: tuple[Any, ...],
+    ) -> tuple[tuple[Any, ...], Array]:
         """The network on all branches; flow float32[B or 2 B, L, C]."""
         control = as_wan_control(control)
         cache = workspace.cache
