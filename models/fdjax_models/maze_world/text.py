@@ -8,8 +8,12 @@ that lists what is understood. The words of one prompt are sorted into four slot
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
+import jax
 import numpy as np
+
+_AnyArray = TypeVar("_AnyArray", np.ndarray, jax.Array)
 
 SLOTS: Mapping[str, tuple[str, ...]] = {
     "colour": ("red", "yellow", "green", "blue", "purple", "white"),
@@ -115,7 +119,7 @@ def tokenize_prompt(prompt: str) -> np.ndarray:
     return tokens
 
 
-def tokens_of_style(style: np.ndarray) -> np.ndarray:
+def tokens_of_style(style: _AnyArray) -> _AnyArray:
     """Returns the tokens that name a style in full.
 
     Args:

@@ -1,6 +1,7 @@
 """Runs the template on synthetic inputs: random conditions and controls."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,12 @@ class TemplateRunner(Runner):
         pipeline = self.config.pipeline
         if pipeline.encoder is None:
             return RunnerInputs()
+        encoder: Any = pipeline.encoder
         transformer = pipeline.diffusion_model.transformer
         size = self.pipeline.latent_size(
             self.config.pixel_height, self.config.pixel_width
         )
-        shape = (1, transformer.len_t, *size, pipeline.encoder.in_channels)
+        shape = (1, transformer.len_t, *size, encoder.in_channels)
         key = jax.random.key(self.config.input_seed)
         return RunnerInputs(
             controls=[

@@ -239,7 +239,7 @@ class TemplateTransformer(Transformer):
                 f"{'missing' if text is None else 'given'}, negative_text "
                 f"{'missing' if negative is None else 'given'}."
             )
-        if self.needs_negative_text:
+        if self.needs_negative_text and negative is not None:
             text = jnp.concatenate([text, negative])
         return self._apply(params, text, method="context")
 

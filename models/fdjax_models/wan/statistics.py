@@ -16,12 +16,14 @@ from fdjax.axes import Array
 def normalize(latent: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
     """Returns `(latent - mean) / std`.  [..., C], float32."""
     # The published code multiplies by the reciprocal, in float32.
-    return (latent.astype(jnp.float32) - np.float32(mean)) * (1 / np.float32(std))
+    shift, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    return (latent.astype(jnp.float32) - shift) * (1 / scale)
 
 
 def denormalize(latent: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
     """Returns `latent * std + mean`.  [..., C], float32."""
-    return latent.astype(jnp.float32) * np.float32(std) + np.float32(mean)
+    shift, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    return latent.astype(jnp.float32) * scale + shift
 
 
 # fmt: off

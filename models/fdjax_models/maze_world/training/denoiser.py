@@ -15,6 +15,7 @@ simulator's, and the target stays the ground truth.
 
 import dataclasses
 import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ class Denoiser:
     height: int
     width: int
     window: int
-    attention: str = "xla"
+    attention: Literal["xla", "cudnn"] = "xla"
     shift: float = 3.0
     pure_noise_share: float = 0.2
     context_noise_limit: float = 0.35
@@ -100,7 +101,7 @@ class Denoiser:
         context = jax.tree.map(lambda x: x.astype(jnp.float32), context)
         is_first = jnp.arange(controls.shape[1]) == 0
         features = control_features(controls, is_first)
-        _, flow = self.network.apply(
+        outputs: Any = self.network.apply(
             variables,
             jnp.concatenate([clean, noisy], axis=1),
             1000 * jnp.concatenate([clean_level, level], axis=1),
@@ -109,6 +110,7 @@ class Denoiser:
             context,
             vector_features=jnp.concatenate([features, features], axis=1),
         )
+        _, flow = outputs
         return flow[:, clean.shape[1] :]
 
     def _two_stream_attention(self, num_chunks: int):
@@ -243,7 +245,7 @@ class Denoiser:
         noise = jax.random.normal(key_noise, history.shape)
         return self._mix(history, noise, level), level
 
-    def _levels(self, key: jax.Array, shape: tuple[int, int]) -> Array:
+    def _levels(self, key: jax.Array, shape: tuple[int, ...]) -> Array:
         key_level, key_pure = jax.random.split(key)
         level = jax.random.uniform(key_level, shape, minval=0.01)
         level = self.shift * level / (1 + (self.shift - 1) * level)

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ class Settings:
 
     seed: int = 0
     dtype: str = "bfloat16"
-    attention: str = "cudnn"
+    attention: Literal["cudnn", "xla"] = "cudnn"
     autoencoder_minutes: float = 3.0
     denoiser_minutes: float = 12.0
     autoencoder_rate: float = 1.5e-3
@@ -78,7 +78,7 @@ class Settings:
         """The autoencoder's second half, in the training dtype."""
         return dataclasses.replace(sizes.DECODER, dtype=self.dtype).setup()
 
-    def denoiser(self, attention: str | None = None) -> Denoiser:
+    def denoiser(self, attention: Literal["cudnn", "xla"] | None = None) -> Denoiser:
         """The transformer, in the training dtype."""
         changes = dict(self.network) | {"dtype": self.dtype}
         return Denoiser(
