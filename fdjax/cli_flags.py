@@ -62,7 +62,8 @@ class ConfigField:
 
 def config_fields(config: InstantiateConfig, prefix: str = "") -> Iterator[ConfigField]:
     """Every field of a config, depth first; the parts of a config follow it."""
-    config_class = type(config)
+    # Typed loosely: a class can be hashed, whatever its instances do.
+    config_class: Any = type(config)
     types = config_values.field_types(config_class)
     docs = config_docs.field_docs(config_class)
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
