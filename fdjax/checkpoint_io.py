@@ -355,7 +355,7 @@ def _lazy_handler() -> Any:
                 )
             )
 
-        async def serialize(self, values, infos, args=None):
+        async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
             from orbax.checkpoint import SaveArgs
 
             pending: list[tuple[LazyArray, Any]] = []
