@@ -24,11 +24,7 @@ class WordConditioner(TextConditioner):
         return {"table": jax.random.normal(key, shape, self.config.dtype)}
 
     def tokenize(self, text: Sequence[str]) -> np.ndarray:
-        """Tokens of the prompts.  int32[B, P].
-
-        Warns:
-            UserWarning: Lists words that are not understood, and those that are.
-        """
+        """Tokens of the prompts.  int32[B, P].  Logs words that are not understood."""
         return np.stack([tokenize_prompt(prompt) for prompt in text])
 
     def encode(self, params: Params, text: Sequence[str]) -> Array:

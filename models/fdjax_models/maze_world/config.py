@@ -5,6 +5,7 @@ from fdjax.pipeline import StreamInferencePipelineConfig
 from fdjax.schedulers.flow_match import FlowMatchSchedulerConfig
 from fdjax_models.maze_world.conditioner import WordConditionerConfig
 from fdjax_models.maze_world.encoder import MazeEncoderConfig
+from fdjax_models.maze_world.runner import MazeRunnerConfig
 from fdjax_models.maze_world.sizes import (
     DECODER,
     ENCODER,
@@ -39,3 +40,12 @@ PIPELINE = StreamInferencePipelineConfig(
     text_encoder=WordConditionerConfig(checkpoint_path=weights_path("text_encoder")),
 )
 """maze-world: 96 x 160 pixels, 12 frames a second, chunks of 4 frames."""
+
+RUNNER_CONFIGS = {
+    "maze-world": MazeRunnerConfig(
+        runner_name="maze-world",
+        description="Walk through a maze by keyboard; trained, ships with its weights.",
+        pipeline=PIPELINE,
+    ),
+}
+"""The method by its slug."""

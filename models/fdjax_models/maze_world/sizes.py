@@ -1,7 +1,5 @@
 """Sizes of maze-world's networks, chosen for two CPU cores and 16 MB of weights."""
 
-import importlib.resources
-
 from fdjax_models.maze_world import text
 from fdjax_models.maze_world.encoder import NUM_FEATURES
 from fdjax_models.taehv.decoder import TaehvDecoderConfig
@@ -11,14 +9,14 @@ from fdjax_models.wan.dit import WanDiTConfig
 LATENT_CHANNELS = 16
 LATENT_HEIGHT, LATENT_WIDTH = 12, 20
 """Latent rows and columns of a 96 x 160 video; 60 tokens after patching."""
+PIXEL_HEIGHT, PIXEL_WIDTH = 8 * LATENT_HEIGHT, 8 * LATENT_WIDTH
 WINDOW_CHUNKS = 16
 """Chunks that self-attention sees: 5.3 seconds."""
 
 
 def weights_path(part: str) -> str:
     """Returns where the package keeps the weights of a part."""
-    folder = importlib.resources.files("fdjax_models.maze_world") / "weights"
-    return str(folder / f"{part}.safetensors")
+    return f"package://fdjax_models.maze_world/weights/{part}.safetensors"
 
 
 NETWORK = WanDiTConfig(

@@ -5,13 +5,15 @@ that lists what is understood. The words of one prompt are sorted into four slot
 (colour, material, light, air), so that their order does not matter.
 """
 
+import logging
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import jax
 import numpy as np
+
+_log = logging.getLogger(__name__)
 
 _AnyArray = TypeVar("_AnyArray", np.ndarray, jax.Array)
 
@@ -87,16 +89,14 @@ def tokenize_prompt(prompt: str) -> np.ndarray:
     """Returns the token of each slot for one prompt.
 
     A slot that the prompt does not mention gets its "not said" token. If two words of
-    one slot are given, the first counts.
+    one slot are given, the first counts. Words that are not understood are logged as a
+    warning that lists those that are.
 
     Args:
         prompt: Free text, for example "red brick maze at dusk".
 
     Returns:
         Token ids.  int32[P], P = `NUM_SLOTS`.
-
-    Warns:
-        UserWarning: For words that are not understood or are contradicted.
     """
     tokens = np.array(UNSAID_IDS, np.int32)
     ignored = []
@@ -110,11 +110,11 @@ def tokenize_prompt(prompt: str) -> np.ndarray:
         else:
             tokens[slot] = token
     if ignored:
-        warnings.warn(
-            f"prompt {prompt!r}: ignored {', '.join(map(repr, ignored))}; "
-            f"maze-world understands one word of each: {describe_vocabulary()}",
-            UserWarning,
-            stacklevel=2,
+        _log.warning(
+            "prompt %r: ignored %s; maze-world understands one word of each of %s.",
+            prompt,
+            ", ".join(map(repr, ignored)),
+            describe_vocabulary(),
         )
     return tokens
 

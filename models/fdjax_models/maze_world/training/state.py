@@ -16,7 +16,9 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from fdjax import checkpoint
 from fdjax.axes import Params
+from fdjax_models.maze_world import config
 
 MAX_BYTES = 16_400_000
 _PROGRESS = "progress.json"
@@ -76,21 +78,20 @@ def load_progress(folder: Path) -> dict[str, Any]:
     return json.loads((folder / _PROGRESS).read_text())
 
 
-def export(folder: Path, params: Params) -> int:
+def export(folder: Path, params: Mapping[str, Params]) -> int:
     """Writes the weights as they ship: one float16 file per component.
 
     Args:
         folder: Written to; made if need be.
-        params: One nested dict per component.
+        params: One nested dict per component of the pipeline.
 
     Returns:
         Bytes written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     total = 0
-    for name, tree in params.items():
+    for name, component in config.PIPELINE.setup().components.items():
         path = folder / f"{name}.safetensors"
-        flat = {key: value.astype(np.float16) for key, value in flatten(tree).items()}
-        save_file(flat, path)
+        half = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), params[name])
+        checkpoint.save(path, half, component=component, overwrite=True)
         total += path.stat().st_size
     return total
