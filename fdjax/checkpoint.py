@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from fdjax import checkpoint_io
+from fdjax import checkpoint_io, files
 from fdjax.axes import Params, PyTree
 from fdjax.checkpoint_metadata import Metadata, check_fit, config_hash, describe
 from fdjax.component import ParametricComponent
@@ -98,8 +98,6 @@ def save(
 def _save_file(
     path: pathlib.Path, params: PyTree, metadata: Metadata, source: Any
 ) -> Metadata:
-    from fdjax import files
-
     flat = traverse_util.flatten_dict(params, sep="/")
     arrays = {
         name: leaf.read() if isinstance(leaf, checkpoint_io.LazyArray) else leaf
@@ -329,7 +327,7 @@ def load_params(component: ParametricComponent, *, sharding: Any = None) -> Para
             f"{name} names no checkpoint: set its checkpoint_path to a file, a "
             "directory, a URL or hf://owner/repo/file, or ask for random weights."
         )
-    path = pathlib.Path(source).expanduser()
+    path = files.local_path(source)
     if path.exists() and read_metadata(path) is not None:
         return restore(path, component=component, sharding=sharding)
     for entry in _converters():

@@ -192,7 +192,7 @@ def _identity(encoder: ParametricComponent) -> Any:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name.endswith("_path") and value is not None:
-            stamps[field.name] = _stamp(pathlib.Path(value).expanduser())
+            stamps[field.name] = _stamp(files.local_path(value))
     return {
         "format": _FORMAT,
         "fdjax": importlib.metadata.version("fdjax"),

@@ -1,6 +1,7 @@
 """Prompts and downloads in; outputs that appear whole or not at all."""
 
 import contextlib
+import importlib.util
 import os
 import pathlib
 import tempfile
@@ -86,6 +87,28 @@ def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file that appears whole or not at all."""
     with atomic_output(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def local_path(source: str | os.PathLike) -> pathlib.Path:
+    """The path that a config names: a file, or `package://module/path/of/file`.
+
+    The second form is data inside an installed package; a config that uses it is the
+    same wherever that package is installed.
+
+    Raises:
+        FileNotFoundError: The package is not installed.
+    """
+    text = os.fspath(source)
+    if not text.startswith("package://"):
+        return pathlib.Path(text).expanduser()
+    module, _, name = text.removeprefix("package://").partition("/")
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    if found is None or not found.submodule_search_locations:
+        raise FileNotFoundError(f"{text}: no package {module!r} is installed.")
+    return pathlib.Path(found.submodule_search_locations[0]) / name
 
 
 def resolve_input(value: str | os.PathLike) -> pathlib.Path:

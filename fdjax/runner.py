@@ -232,8 +232,8 @@ class Runner(Component):
         """Finds missing files before the first one is read."""
         for part in self.pipeline.components.values():
             source = os.fspath(getattr(part.config, "checkpoint_path", None) or "")
-            local = source and "://" not in source
-            if local and not pathlib.Path(source).expanduser().exists():
+            local = source.startswith("package://") or "://" not in source
+            if source and local and not files.local_path(source).exists():
                 raise FileNotFoundError(
                     f"There is no checkpoint at {source} "
                     f"({type(part.config).__name__}.checkpoint_path)."
