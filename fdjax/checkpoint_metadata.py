@@ -139,7 +139,7 @@ def check_fit(
             f"{path} holds parameters of {names[0]!r}, those of {names[1]!r} are "
             "wanted."
         )
-    fields = tuple(getattr(component, "weight_fields", ()))
+    fields = component.weight_fields if component is not None else ()
     problems = _differences(metadata, wanted)
     changed = _changed_fields(metadata.config, wanted.config)
     problems += [

@@ -15,9 +15,13 @@ class ParametricComponent(Component, abc.ABC):
     Attributes:
         architecture: Which network the parameters belong to, e.g. "wan_dit". It selects
             the table that converts a published checkpoint. Empty: no published layout.
+        weight_fields: Config fields, dotted, that change what weights mean without
+            changing their shapes (`network.num_heads`): a checkpoint of other values
+            is refused.
     """
 
     architecture: ClassVar[str] = ""
+    weight_fields: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def init_params(self, key: jax.Array) -> Params:

@@ -191,7 +191,7 @@ def write_torch(
 def _cached(opened: Checkpoint, component: ParametricComponent, layout: Layout) -> Path:
     """Where the converted parameters are kept."""
     shapes = traverse_util.flatten_dict(checkpoints.param_shapes(component), sep="/")
-    fields = getattr(component, "weight_fields", ())
+    fields = component.weight_fields
     content = [
         [[str(file.resolve()), *_stamp(file)] for file in opened.files],
         component.architecture,

@@ -41,6 +41,7 @@ class WanTransformer(Transformer):
     """
 
     architecture = "wan_dit"
+    weight_fields = ("network.num_heads", "network.patch_size")
     config: "WanTransformerConfig"
 
     @property
