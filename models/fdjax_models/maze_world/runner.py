@@ -44,7 +44,8 @@ class MazeRunner(Runner):
         if str(config.image):
             image = self.read_image(config.image)
         elif config.maze_seed is not None:
-            image = start_image(config.maze_seed, text.tokenize_prompt(prompt[0]))
+            tokens = text.tokenize_prompt(prompt[0] if prompt else "")
+            image = start_image(config.maze_seed, tokens)
         keys = controls.parse_controls(read_controls(config.controls))
         num_chunks = controls.num_chunks_for(keys)
         if num_chunks > config.total_blocks:
@@ -71,7 +72,7 @@ def start_image(seed: int, tokens: np.ndarray) -> np.ndarray:
     world = simulator.random_world(world_key)
     said = tokens != np.array(text.UNSAID_IDS)
     style = jnp.where(said, tokens - np.array(text.UNSAID_IDS) - 1, world.style)
-    world = world.replace(style=style)
+    world = dataclasses.replace(world, style=style)
     pose = simulator.random_pose(pose_key, world)
     return np.asarray(jax.jit(rendering.render)(world, pose))[None]
 
