@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 
 from absl import flags
 
-from fdjax import cli_flags, registry
+from fdjax import cli_flags, registry, xla_flags
 from fdjax import config as config_lib
 from fdjax.config_values import did_you_mean
 from fdjax.runner import RunnerConfig
@@ -120,6 +120,7 @@ def _run(arguments: list[str]) -> int:
     if not values["instantiate"].value:
         print(f"Resolved config for {config.runner_name!r}:\n{config.to_text()}")
         return 0
+    xla_flags.set_defaults()
     config.setup().run()
     return 0
 

@@ -1,0 +1,25 @@
+"""Compiler flags that were measured to help; docs/performance.md has the figures."""
+
+import os
+
+import jax
+
+DEFAULTS = {"--xla_gpu_enable_triton_gemm": "false"}
+"""Leaves matrix products to cuBLAS, which fuses the MLP's GELU into one, and spares the
+search for a faster kernel, which found none: less time per chunk, and to compile."""
+
+_TESTED = (0, 12)  # XLA ends the process at a flag that it does not know
+
+
+def with_defaults(flags: str) -> str:
+    """`XLA_FLAGS` with the defaults that it does not set itself."""
+    if jax.__version_info__ >= _TESTED:
+        return flags
+    names = {flag.partition("=")[0] for flag in flags.split()}
+    missing = [f"{name}={DEFAULTS[name]}" for name in DEFAULTS if name not in names]
+    return " ".join([*flags.split(), *missing])
+
+
+def set_defaults() -> None:
+    """Sets them for this process; they count if no device has been used yet."""
+    os.environ["XLA_FLAGS"] = with_defaults(os.environ.get("XLA_FLAGS", ""))
