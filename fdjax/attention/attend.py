@@ -26,6 +26,7 @@ def attend(
     length: ArrayLike | None = None,
     scale: float | None = None,
     backend: str | None = None,
+    nonempty: bool = False,
 ) -> Array:
     """`softmax(scale * query key^T) value`, head by head.
 
@@ -41,6 +42,8 @@ def attend(
         scale: Multiplies the scores; None for D ** -0.5.
         backend: "cudnn", "xla", or None for the best one that supports the arrays on
             the default device.
+        nonempty: The caller knows that `length` is at least 1. Spares cuDNN a pass over
+            the output: 1.5 of 404 ms of a chunk of Self-Forcing on an H100.
 
     Returns:
         [B, L, N, D], dtype of `value`.
@@ -51,7 +54,9 @@ def attend(
     """
     backend, length, scale = _resolve(query, key, value, length, scale, backend)
     if backend == "cudnn":
-        return cudnn.attend(query, key, value, length=length, scale=scale)
+        return cudnn.attend(
+            query, key, value, length=length, scale=scale, nonempty=nonempty
+        )
     return xla.attend(query, key, value, length=length, scale=scale)[0]
 
 

@@ -40,7 +40,13 @@ def unsupported_reason(query: Array, key: Array, value: Array) -> str | None:
 
 
 def attend(
-    query: Array, key: Array, value: Array, *, length: Array | None, scale: float
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    length: Array | None,
+    scale: float,
+    nonempty: bool = False,
 ) -> Array:
     """Attention; see `fdjax.attention.attend`.  `length` is int32[B] or None."""
     if query.shape[1] % 2 or key.shape[1] % 2:
@@ -54,7 +60,7 @@ def attend(
         key_value_seq_lengths=None if length is None else jnp.maximum(length, 1),
         implementation="cudnn",
     )
-    if length is None:
+    if length is None or nonempty:
         return out
     return jnp.where((length == 0)[:, None, None, None], jnp.zeros_like(out), out)
 

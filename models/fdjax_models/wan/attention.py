@@ -56,7 +56,7 @@ class StreamingAttention:
             raw_keys = self.layout.write(raw_keys, key, self.num_tokens)
         length = self.layout.valid_length(self.num_tokens)
         query = self.rope.rotate(query, self.table)
-        out = attend(query, keys, values, length=length)
+        out = attend(query, keys, values, length=length, nonempty=True)
         return LayerKV(keys, values, raw_keys), out
 
 
