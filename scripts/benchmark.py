@@ -14,7 +14,13 @@ import sys
 from pathlib import Path
 
 from absl import app, flags
-from benchmarking import methods, parts, table
+
+_ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(_ROOT), str(_ROOT / "models"), str(_ROOT / "convert")]
+
+from benchmarking import methods, parts, table  # noqa: E402, needs the paths above
+
+from fdjax import xla_flags  # noqa: E402
 
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "outputs/benchmark", "Results.")
 _METHOD = flags.DEFINE_string(
@@ -66,6 +72,7 @@ def main(argv: list[str]) -> None:
     unknown = set(_DECODERS.value) - set(methods.DECODERS)
     if unknown:
         raise app.UsageError(f"--decoder: unknown {sorted(unknown)}")
+    xla_flags.set_defaults()
     folder = Path(_OUTPUT_DIR.value)
     folder.mkdir(parents=True, exist_ok=True)
     spec = {
@@ -86,6 +93,8 @@ def main(argv: list[str]) -> None:
     shared = bool(_REFERENCE.value or _COMPARE.value)
     if _ROLLOUT.value:
         plan.rollout(share=shared, keep_executables=_CACHED_START.value)
+    elif shared:
+        plan.share()
     if shared:
         plan.reference_eager(timed=_REFERENCE.value)
     if _COMPARE.value:

@@ -1,6 +1,7 @@
 """One set of weights, conditions and noise for both implementations; their errors.
 
-Run as a worker, it makes the float32 rollout that the others are measured against.
+As a worker it writes them, or makes the float32 rollout that the others are measured
+against.
 """
 
 import dataclasses
@@ -39,8 +40,11 @@ def main(spec: dict[str, Any], report: measure.Report) -> None:
         for dtype in ("bfloat16", spec["dtype"])
     )
     params = half.setup().init_params(jax.random.key(0))
-    params = jax.tree.map(lambda leaf: leaf.astype(spec["dtype"]), params)
-    rollout(full.setup(), params, Path(spec["share"]), spec)
+    if spec.get("write_weights"):
+        share(half, params, Path(spec["share"]), spec)
+    else:
+        params = jax.tree.map(lambda leaf: leaf.astype(spec["dtype"]), params)
+        rollout(full.setup(), params, Path(spec["share"]), spec)
     report.add("chunks", spec["compared_chunks"])
 
 
@@ -99,14 +103,17 @@ def rollout(
         cache, video = pipeline.generate(
             params, cache, noise=jax.numpy.asarray(noise), donate=True
         )
+        if pipeline.decoder is None:
+            video = None
         save_chunk(folder, name, index, cache.final_state.clean_latent, video)
         cache = pipeline.finalize(params, cache, donate=True)
 
 
 def save_chunk(folder: Path, name: str, index: int, latent: Any, video: Any) -> None:
-    """Writes one chunk: latent float32[B, L, C], video float16[B, T, H, W, C]."""
+    """Writes a chunk: latent float32[B, L, C]; video float16[B, T, H, W, C] or None."""
     np.save(folder / f"{name}_latent_{index}.npy", np.asarray(latent, np.float32))
-    np.save(folder / f"{name}_video_{index}.npy", np.asarray(video, np.float16))
+    if video is not None:
+        np.save(folder / f"{name}_video_{index}.npy", np.asarray(video, np.float16))
 
 
 def _rounded_schedule(scheduler: Any) -> Any:

@@ -61,6 +61,10 @@ class Plan:
             share=self._scratch.name if share else None,
         )
 
+    def share(self) -> None:
+        """What the other parts read, without timings of our own."""
+        self._run("share", "compare", write_weights=True)
+
     def cached_start(self) -> None:
         """Another cold start, which finds its executables in the compilation cache."""
         self._run(

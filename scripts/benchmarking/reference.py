@@ -140,10 +140,10 @@ class Runs:
 
     def _save(self, index: int, latent: Any, video: Any) -> None:
         latent = latent.float().cpu().numpy()[None]
-        video = video.float().cpu().numpy()
         if self._spec["decoder"] == "none":
-            video = video[:0]
-        video = np.moveaxis(video, -3, -1)[None]  # [B, T, H, W, C]
+            video = None
+        else:  # [T, C, H, W] to [B, T, H, W, C]
+            video = np.moveaxis(video.float().cpu().numpy(), -3, -1)[None]
         name = f"reference_{self._spec['dtype']}"
         compare.save_chunk(self._folder, name, index, latent, video)
 

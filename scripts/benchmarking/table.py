@@ -43,9 +43,11 @@ def _steady(results: dict[str, Any]) -> list[str]:
     lines = [_row("steady state, median (p90) ms", _STAGES)]
     for name, stages in rows.items():
         lines.append(_row(name, [_cell(stages.get(stage)) for stage in _STAGES]))
-    ours = next(iter(rows.values()))
-    for name, stages in rows.items():
-        if name.startswith("reference"):
+    first, *others = rows
+    ours = rows[first]
+    for name in others:
+        stages = rows[name]
+        if name.startswith("reference") and first.startswith("fdjax"):
             ratios = [_ratio(stages.get(stage), ours.get(stage)) for stage in _STAGES]
             lines.append(_row(f"{name} / fdjax", ratios))
     lines += [
@@ -65,7 +67,7 @@ def _cell(values: dict[str, float] | None) -> str:
 
 
 def _ratio(theirs: dict[str, float] | None, ours: dict[str, float] | None) -> str:
-    if not theirs or not ours or not ours["median"]:
+    if not theirs or not ours or ours["median"] < 1:  # ms: nothing ran
         return "-"
     return f"{theirs['median'] / ours['median']:.2f} x"
 
