@@ -265,7 +265,6 @@ class StreamInferencePipeline(Component):
         return StreamInferencePipelineCache(
             **caches,
             final_state=None,
-            autoregressive_index=jnp.zeros((), jnp.int32),
             key=key,
         )
 

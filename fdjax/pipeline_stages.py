@@ -8,11 +8,16 @@ once.
 import functools
 
 import jax
+import jax.numpy as jnp
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def initialize(pipeline, params, conditions, height, width):
-    """The three components' empty caches, by field name of the pipeline's cache."""
+    """The three components' empty caches, by field name of the pipeline's cache.
+
+    And the index of the first chunk: made here, it is committed to a device if the
+    parameters are, as every later one is. Otherwise `diffuse` would compile twice.
+    """
     transformer = pipeline.diffusion_model.transformer
     encoder, decoder = pipeline.encoder, pipeline.decoder
     return {
@@ -27,6 +32,7 @@ def initialize(pipeline, params, conditions, height, width):
         else decoder.initialize_cache(
             params["decoder"], conditions.batch_size, height, width
         ),
+        "autoregressive_index": jnp.zeros((), jnp.int32),
     }
 
 
