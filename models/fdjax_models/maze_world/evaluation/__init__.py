@@ -1,0 +1,1 @@
+"""Measures what maze-world generates against its simulator."""
