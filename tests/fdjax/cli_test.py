@@ -204,7 +204,10 @@ def test_no_instantiate_prints_the_config_and_stops(
             "[0, 1000], got -1.0. (in TinyRunnerConfig.pipeline.diffusion_model)",
         ),
         (["tiny", "--pipeline.decoder", "x"], "must be None, got 'x'; its parts are"),
-        (["tiny", "--pipeline.image_encoder=x"], "must be InstantiateConfig or None, got 'x'"),
+        (
+            ["tiny", "--pipeline.image_encoder=x"],
+            "must be InstantiateConfig or None, got 'x'",
+        ),
         (
             ["tiny", "--pipeline.diffusion_model", "None"],
             "unknown flag --pipeline.diff",
