@@ -62,7 +62,7 @@ def _logits(net: Classifier, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
     return pooled @ net.colour, pooled @ net.material
 
 
-def train(key: jax.Array, num_frames: int = 3000, num_steps: int = 400) -> Classifier:
+def train(key: jax.Array, num_frames: int = 4000, num_steps: int = 900) -> Classifier:
     """Returns a classifier trained on frames of the simulator.
 
     Blur, noise and changes of brightness are part of the training, so that it looks at
