@@ -25,7 +25,7 @@ _MAX_MINUTES = flags.DEFINE_float(
     "max_minutes", 60.0, "Stop after this time, compilation included.", lower_bound=0
 )
 _SETTINGS = flags.DEFINE_string(
-    "settings", "{}", "JSON object with fields of training.loop.Settings to change."
+    "settings", "{}", "JSON object with fields of training.settings.Settings to change."
 )
 
 
@@ -42,17 +42,18 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("--out is needed")
 
     from fdjax_models.maze_world.training import loop
+    from fdjax_models.maze_world.training.settings import Settings
 
     changes = json.loads(_SETTINGS.value)
     changes["network"] = tuple(changes.get("network", {}).items())
-    settings = loop.Settings(**changes)
+    settings = Settings(**changes)
     loop.train(settings, Path(_OUT.value), resume, _MAX_MINUTES.value)
 
 
 def export(folder: Path, target: Path) -> None:
     from fdjax_models.maze_world.training import state
 
-    params = state.load(folder, "params") | state.load(folder, "average")
+    params = state.load(folder, "codec") | state.load(folder, "few_step")
     size = state.export(target, params)
     print(f"wrote {size / 1e6:.2f} MB to {target}")
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdjax_models.maze_world.training import autoencoder, data, loop, state
+from fdjax_models.maze_world.training import autoencoder, data, journal, pool, state
 from fdjax_models.taehv.decoder import TaehvDecoderConfig
 from fdjax_models.taehv.encoder import TaehvEncoderConfig
 
@@ -47,10 +47,10 @@ def test_nothing_to_resume_is_named(tmp_path):
 
 
 def test_the_learning_rate_warms_up_stays_and_falls():
-    rates = [loop.learning_rate(1.0, share, 10_000) for share in (0, 0.5, 0.8, 1)]
+    rates = [journal.learning_rate(1.0, share, 10_000) for share in (0, 0.5, 0.8, 1)]
     assert rates[0] == rates[1] == 1.0
     assert rates[1] > rates[2] > rates[3] > 0
-    assert loop.learning_rate(1.0, 0.3, 0) < 0.01
+    assert journal.learning_rate(1.0, 0.3, 0) < 0.01
 
 
 def test_folding_whitens_the_latents(codec):
@@ -94,3 +94,19 @@ def test_clips_start_with_a_frame_without_control():
     assert clip.video.shape == (5, 96, 160, 3)
     assert clip.controls.shape == (2, 4, 2)
     np.testing.assert_array_equal(clip.controls[0], 0)
+
+
+def test_a_pool_replaces_its_oldest_clips(codec):
+    encoder, _, params = codec
+    clips_pool = pool.ClipPool.create(encoder, params["encoder"], 2, 2)
+    filled = []
+    for seed in range(3):
+        clips_pool = clips_pool.refill(jax.random.key(seed), 1)
+        filled.append(np.array(clips_pool.clips.video, np.float32))
+    assert clips_pool.next == 1
+    assert filled[0][0].any() and not filled[0][1].any()
+    np.testing.assert_array_equal(filled[1][0], filled[0][0])
+    np.testing.assert_array_equal(filled[2][1], filled[1][1])
+    assert (filled[2][0] != filled[1][0]).any()
+    assert clips_pool.clips.video.shape == (2, 2, 12, 20, 4)
+    assert np.isfinite(filled[2]).all()

@@ -27,7 +27,7 @@ PIPELINE = StreamInferencePipelineConfig(
         ),
         scheduler=FlowMatchSchedulerConfig(
             num_inference_steps=3,
-            denoising_timesteps=(1000, 750, 500),
+            denoising_timesteps=(1000, 667, 333),
             shift=3.0,
         ),
         context_noise=0.0,

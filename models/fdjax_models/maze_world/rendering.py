@@ -6,6 +6,8 @@ with the size of a pixel on the surface, in place of a mip map, so that far wall
 not shimmer. Colours are linear numbers in [0, 1] until the last line.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,13 +79,12 @@ def _blocks(
     u: jax.Array,
     v: jax.Array,
     pixel: jax.Array,
-    salt: jax.Array,
+    pixel_along: jax.Array,
     *,
     rows: float,
     columns: float,
     joint: float,
     shift: float,
-    spread: float,
     joint_level: float,
 ) -> jax.Array:
     """Returns the brightness of a wall of blocks with joints, around 1.
@@ -91,90 +92,49 @@ def _blocks(
     Args:
         u: Along the wall, in cells.
         v: Up the wall, in [0, 1].
-        pixel: Size of a pixel on the wall, in cells.
-        salt: Varies the blocks.
+        pixel: Height of a pixel on the wall, in cells.
+        pixel_along: Its width there, which grows as the wall is seen at an angle.
         rows: Blocks from floor to top.
         columns: Blocks in a cell.
         joint: Half the width of a joint, in cells.
         shift: How far every second row is moved, in blocks.
-        spread: How much blocks differ.
         joint_level: Brightness of a joint.
     """
     row = jnp.floor(v * rows)
     along = u * columns + shift * (row % 2)
-    column = jnp.floor(along)
-    to_side = jnp.minimum(along - column, 1 - (along - column)) / columns
-    to_bed = jnp.minimum(v * rows - row, 1 - (v * rows - row)) / rows
-    tone = 1 + spread * (_hash(row, column.astype(jnp.int32), salt) - 0.5)
-    fade = jnp.clip(1.5 - pixel * columns, 0.0, 1.0)
-    cover = jnp.maximum(_line(to_side, joint, pixel), _line(to_bed, joint, pixel))
-    tone = 1 + (tone - 1) * fade
-    return tone + cover * (joint_level - tone)
-
-
-def _noise(u: jax.Array, v: jax.Array, salt: jax.Array) -> jax.Array:
-    """Returns smooth value noise in [0, 1] with one knot per unit."""
-    u0, v0 = jnp.floor(u), jnp.floor(v)
-    fu, fv = u - u0, v - v0
-    fu, fv = fu * fu * (3 - 2 * fu), fv * fv * (3 - 2 * fv)
-    iu, iv = u0.astype(jnp.int32), v0.astype(jnp.int32)
-    low = _hash(iu, iv, salt) * (1 - fu) + _hash(iu + 1, iv, salt) * fu
-    high = _hash(iu, iv + 1, salt) * (1 - fu) + _hash(iu + 1, iv + 1, salt) * fu
-    return low * (1 - fv) + high * fv
+    to_side = jnp.abs(along - jnp.round(along)) / columns
+    to_bed = jnp.abs(v * rows - jnp.round(v * rows)) / rows
+    upright = _line(to_side, joint, pixel_along)
+    cover = jnp.maximum(upright, _line(to_bed, joint, pixel))
+    return 1 + cover * (joint_level - 1)
 
 
 def _wall_tone(
-    material: jax.Array, u: jax.Array, v: jax.Array, pixel: jax.Array, salt: jax.Array
+    material: jax.Array,
+    u: jax.Array,
+    v: jax.Array,
+    pixel: jax.Array,
+    pixel_along: jax.Array,
 ) -> jax.Array:
-    """Returns the brightness of a wall around 1, by material (`text.SLOTS`)."""
-    brick = _blocks(
-        u,
-        v,
-        pixel,
-        salt,
-        rows=6.0,
-        columns=3.0,
-        joint=0.013,
-        shift=0.5,
-        spread=0.35,
-        joint_level=1.45,
-    )
-    stone = _blocks(
-        u,
-        v,
-        pixel,
-        salt,
-        rows=3.0,
-        columns=1.5,
-        joint=0.028,
-        shift=0.37,
-        spread=0.6,
-        joint_level=0.35,
-    )
-    wood = _blocks(
-        u,
-        v,
-        pixel,
-        salt,
-        rows=1.0,
-        columns=5.0,
-        joint=0.014,
-        shift=0.0,
-        spread=0.4,
-        joint_level=0.3,
-    )
-    wood_fade = jnp.exp(-((pixel * 9.0) ** 2))
-    wood = wood * (1 + 0.12 * wood_fade * jnp.sin(19.0 * v + 5.0 * jnp.sin(9.0 * u)))
-    fine = jnp.exp(-((pixel * 12.0) ** 2))
-    hedge = (
-        0.45
-        + 0.9 * _noise(u * 5.0, v * 5.0, salt)
-        + 0.9 * fine * (_noise(u * 13.0 + 3.0, v * 13.0, salt) - 0.5)
-    )
-    ridges = jnp.sin(2 * jnp.pi * 7.0 * v)
-    panel = jnp.abs(u - jnp.round(u))
-    metal = 0.95 + 0.4 * jnp.exp(-((pixel * 6.0) ** 2)) * ridges
-    metal = metal + _line(panel, 0.03, pixel) * (0.3 - metal)
+    """Returns the brightness of a wall around 1, by material (`text.SLOTS`).
+
+    Every cell has the same pattern, so that a wall can be foretold from its material
+    and place.
+    """
+    tau = 2 * jnp.pi
+    blocks = functools.partial(_blocks, u, v, pixel, pixel_along)
+    fade, fade_along = (jnp.exp(-((4.0 * size) ** 2)) for size in (pixel, pixel_along))
+    brick = blocks(rows=5.0, columns=2.0, joint=0.02, shift=0.5, joint_level=1.5)
+    stone = blocks(rows=2.0, columns=1.0, joint=0.045, shift=0.5, joint_level=0.3)
+    planks = blocks(rows=1.0, columns=4.0, joint=0.025, shift=0.0, joint_level=0.35)
+    grain = jnp.sin(tau * (2 * v + 0.25 * jnp.sin(tau * u)))
+    wood = planks * (1 + 0.14 * fade_along * grain)
+    leaves = jnp.sin(tau * (2 * u + v)) * jnp.sin(tau * (2.5 * v - u) + 1.0)
+    leaves = leaves + 0.6 * jnp.sin(tau * (2 * u - 3 * v) + 2.0)
+    hedge = 0.85 + 0.4 * fade_along * leaves
+    metal = 0.95 + 0.35 * fade * jnp.sin(tau * 4.0 * v)
+    seam = _line(jnp.abs(u - jnp.round(u)), 0.05, pixel_along)
+    metal = metal + seam * (0.3 - metal)
     choices = jnp.stack([brick, stone, wood, hedge, metal])
     return jnp.tensordot(jax.nn.one_hot(material, 5), choices, axes=1)
 
@@ -270,20 +230,20 @@ def render(world: World, pose: Pose) -> jax.Array:
     salt = _hash(cell[:, 0], cell[:, 1], face, world.salt)
     base = jnp.array(_COLOURS)[world.style[0]]
     v = jnp.clip(0.5 + slope * depth, 0.0, 0.999)
-    salt_bits = world.salt + (cell[:, 0] * 31 + cell[:, 1] * 57).astype(jnp.uint32)
-    tone = _wall_tone(material, u[None], v, pixel[None], salt_bits[None])
-    shade = jnp.where(face == 0, 1.0, 0.74) * (0.88 + 0.24 * salt)
+    across = jnp.where(face == 0, direction[:, 0], direction[:, 1])
+    # The wall recedes from pixel to pixel as 1 / cos of the angle it is met at.
+    slant = jnp.linalg.norm(direction, axis=-1) / jnp.abs(across)
+    tone = _wall_tone(material, u[None], v, pixel[None], (pixel * slant)[None])
+    shade = jnp.where(face == 0, 1.0, 0.72) * (0.86 + 0.28 * salt)
     shade = shade * (0.82 + 0.18 * jnp.clip(v / 0.35, 0.0, 1.0))
     wall = jnp.clip(base * (tone * shade)[..., None], 0.0, 1.0)
 
     ground_depth = 0.5 / jnp.maximum(-slope, 0.25 * pixel_slope)
     ground = pose.position + ground_depth[..., None] * direction[None]
     ground_pixel = ground_depth**2 * pixel_slope / 0.5
-    seam = jnp.abs(ground - jnp.round(ground)).min(-1)
     tile = jnp.floor(ground).astype(jnp.int32)
     parity = ((tile[..., 0] + tile[..., 1]) % 2).astype(jnp.float32) - 0.5
-    level = 1 + 0.3 * parity * jnp.clip(1.4 - ground_pixel, 0.0, 1.0)
-    level = level + _line(seam, 0.02, ground_pixel) * (0.55 - level)
+    level = 1 + 0.4 * parity * jnp.clip(1.4 - ground_pixel, 0.0, 1.0)
     floor = jnp.array(_FLOOR) * level[..., None]
 
     lamp = jnp.array(_LIGHT)[light]

@@ -5,6 +5,8 @@ training data of maze-world and is the ground truth that its quality is measured
 against. `rendering.py` turns a pose into an image.
 """
 
+import math
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -15,10 +17,10 @@ HALF_GRID = 6
 GRID = 2 * HALF_GRID + 1
 """Cells along a side; odd rows and columns are rooms, even ones walls or doors."""
 FRAMES_PER_SECOND = 12
-FORWARD_STEP = 0.12
+FORWARD_STEP = 0.09
 """Cells walked in one frame."""
-TURN_STEP = jnp.pi / 30
-"""Radians turned in one frame: 6 degrees, 72 degrees a second."""
+TURN_STEP = math.pi / 48
+"""Radians turned in one frame: 3.75 degrees, 45 degrees a second."""
 BODY_RADIUS = 0.28
 """Distance from a wall, in cells, at which the walker stops."""
 OPEN_WALL_PROBABILITY = 0.45

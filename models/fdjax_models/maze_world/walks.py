@@ -18,13 +18,13 @@ from fdjax_models.maze_world.simulator import Pose, World
 # whether the segment is then undone by the opposite turn.
 _SEGMENTS = jnp.array(
     [
-        [0.30, 1, 0, 6, 32, 0],
-        [0.14, 1, 1, 3, 16, 0],
-        [0.24, 0, 1, 3, 24, 0],
-        [0.16, 0, 1, 5, 22, 1],
+        [0.32, 1, 0, 8, 36, 0],
+        [0.16, 1, 1, 4, 20, 0],
+        [0.22, 0, 1, 4, 30, 0],
+        [0.16, 0, 1, 8, 26, 1],
         [0.05, -1, 0, 4, 14, 0],
         [0.03, -1, 1, 4, 12, 0],
-        [0.08, 0, 0, 2, 8, 0],
+        [0.06, 0, 0, 2, 8, 0],
     ]
 )
 _CAREFUL_SHARE = 0.5
@@ -119,7 +119,7 @@ def _avoid_wall(
     right = simulator.clearance(world, pose, jnp.float32(-jnp.pi / 2))
     side = jnp.where(left == right, draw.sign, jnp.sign(left - right))
     turning = careful & (walker.control[0] > 0) & (ahead < _NEAR_WALL)
-    length = (8 + draw.length * 12).astype(jnp.int32)
+    length = (10 + draw.length * 16).astype(jnp.int32)
     return dataclasses.replace(
         walker,
         control=jnp.where(turning, jnp.stack([0.0, side]), walker.control),

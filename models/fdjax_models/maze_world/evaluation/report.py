@@ -10,7 +10,7 @@ import numpy as np
 from fdjax_models.maze_world import text
 from fdjax_models.maze_world.evaluation import measures, recognition, rollouts
 from fdjax_models.maze_world.evaluation.rollouts import Walks
-from fdjax_models.maze_world.training.sheets import write_png
+from fdjax_models.maze_world.training.png import write_png
 
 _SHEET_FRAMES = 9
 _TURN_FRAMES = 16

@@ -6,19 +6,18 @@ model. At the end the statistics are folded into the encoder's last convolution:
 is shipped is a plain TAEHV whose latents have zero mean and unit variance.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from fdjax.axes import Params
-from fdjax_models.maze_world.training import data
+from fdjax_models.maze_world.training import data, parallel
+from fdjax_models.maze_world.training.optimizer import apply
 from fdjax_models.taehv.decoder import TaehvDecoder
 from fdjax_models.taehv.encoder import TaehvEncoder
 from fdjax_models.taehv.network import decoder_memories, encoder_memories
 
-LATENT_NOISE = 0.12
+LATENT_NOISE = 0.15
 """Standard deviation of the noise added to whitened latents."""
 
 
@@ -128,9 +127,9 @@ def make_steps(
 ):
     """Returns a jitted function that trains for `num_steps` on fresh clips.
 
-    Its arguments are a state (params, optimizer state, averaged params, averaged mean,
-    averaged deviation), a key and the learning rate; its results the new state, and
-    the mean loss and PSNR.
+    Every device makes and learns `batch` clips a step. Its arguments are a state
+    (params, optimizer state, averaged params, averaged mean, averaged deviation), a key
+    and the learning rate; its results the new state, and the mean loss and PSNR.
     """
 
     def step(state, key, rate):
@@ -141,18 +140,20 @@ def make_steps(
         (loss, (m, d, quality)), grads = grad(
             params, encoder, decoder, video, key_noise
         )
+        grads, m, d = parallel.mean((grads, m, d))
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        params = jax.tree.map(lambda p, u: p + rate * u, params, updates)
+        params = apply(params, updates, rate)
         average = optax.incremental_update(params, average, 0.005)
         mean, deviation = optax.incremental_update((m, d), (mean, deviation), 0.02)
         return (params, opt_state, average, mean, deviation), (loss, quality)
 
-    @functools.partial(jax.jit, donate_argnums=0)
     def run(state, key, rate):
-        keys = jax.random.split(key, num_steps)
+        keys = jax.random.split(parallel.own_key(key), num_steps)
         state, logs = jax.lax.scan(
             lambda s, k: step(s, k, rate), state, keys, unroll=unroll(num_steps)
         )
-        return state, jax.tree.map(jnp.mean, logs)
+        return state, parallel.mean(jax.tree.map(jnp.mean, logs))
 
-    return run
+    same = parallel.SAME
+    run = parallel.per_device(run, in_specs=(same, same, same), out_specs=same)
+    return jax.jit(run, donate_argnums=0)

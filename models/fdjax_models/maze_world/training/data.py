@@ -25,12 +25,13 @@ class Clip:
     tokens: jax.Array
 
 
-def make_clip(key: jax.Array, num_chunks: int) -> Clip:
+def make_clip(key: jax.Array, num_chunks: int, num_frames: int | None = None) -> Clip:
     """Returns a random walk through a random maze.
 
     Args:
         key: A PRNG key.
         num_chunks: Latent frames T, the start image included.
+        num_frames: Frames to draw, from the start image on; None for all.
     """
     key_world, key_pose, key_walk = jax.random.split(key, 3)
     world = simulator.random_world(key_world)
@@ -38,7 +39,8 @@ def make_clip(key: jax.Array, num_chunks: int) -> Clip:
     frames = (num_chunks - 1) * FRAMES_PER_CHUNK
     controls, poses = walks.random_walk(key_walk, world, start, frames)
     poses = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, poses)
-    video = rendering.render_walk(world, poses)
+    seen = jax.tree.map(lambda x: x[:num_frames], poses)
+    video = rendering.render_walk(world, seen)
     controls = controls.reshape(num_chunks - 1, FRAMES_PER_CHUNK, 2)
     return Clip(
         video=video.astype(jnp.bfloat16),
@@ -47,9 +49,17 @@ def make_clip(key: jax.Array, num_chunks: int) -> Clip:
     )
 
 
-def make_clips(key: jax.Array, count: int, num_chunks: int, at_once: int = 8) -> Clip:
-    """Returns `count` clips with a leading axis B, `at_once` rendered in parallel."""
+def make_clips(
+    key: jax.Array,
+    count: int,
+    num_chunks: int,
+    num_frames: int | None = None,
+    at_once: int = 8,
+) -> Clip:
+    """Returns `count` clips with a leading axis B, `at_once` drawn in parallel."""
     keys = jax.random.split(key, count)
     return jax.lax.map(
-        lambda k: make_clip(k, num_chunks), keys, batch_size=min(at_once, count)
+        lambda k: make_clip(k, num_chunks, num_frames),
+        keys,
+        batch_size=min(at_once, count),
     )

@@ -79,6 +79,7 @@ class Denoiser:
         level: Array,
         controls: Array,
         tokens: Array,
+        is_first: Array | None = None,
     ) -> Array:
         """Predicts the flow of every noisy chunk.
 
@@ -90,6 +91,7 @@ class Denoiser:
             level: Their noise levels.  float32[B, T].
             controls: float32[B, T, 4, 2].
             tokens: Tokens of the prompts.  int32[B, P].
+            is_first: Which chunks begin a rollout; None: those at T = 0.  bool[B, T].
 
         Returns:
             float32[B, T L, C].
@@ -99,7 +101,8 @@ class Denoiser:
         context = self.network.apply(variables, prompt, method="context")
         # Four keys are no work for cuDNN; float32 ones take the XLA back end.
         context = jax.tree.map(lambda x: x.astype(jnp.float32), context)
-        is_first = jnp.arange(controls.shape[1]) == 0
+        if is_first is None:
+            is_first = jnp.arange(controls.shape[1]) == 0
         features = control_features(controls, is_first)
         outputs: Any = self.network.apply(
             variables,
@@ -194,10 +197,10 @@ class Denoiser:
                 ),
                 lambda: target,
             )
-            clean, clean_level = self._noised_context(keys[2], history, len(tokens))
+            clean, clean_level = self.noised_context(keys[2], history, len(tokens))
         level = self._levels(keys[3], clips.controls.shape[:2])
         noise = jax.random.normal(keys[4], target.shape)
-        noisy = self._mix(target, noise, level)
+        noisy = self.mix(target, noise, level)
         flow = self.forward(
             params, clean, clean_level, noisy, level, clips.controls, tokens
         )
@@ -220,20 +223,20 @@ class Denoiser:
         """The ground truth, with some chunks as the network itself predicts them."""
         keys = jax.random.split(key, 5)
         batch, num_chunks = controls.shape[:2]
-        clean, clean_level = self._noised_context(keys[0], target, batch)
+        clean, clean_level = self.noised_context(keys[0], target, batch)
         level = self._levels(keys[1], (batch, num_chunks))
         noise = jax.random.normal(keys[2], target.shape)
-        noisy = self._mix(target, noise, level)
+        noisy = self.mix(target, noise, level)
         flow = self.forward(params, clean, clean_level, noisy, level, controls, tokens)
-        own = noisy - self._per_token(level) * flow
+        own = noisy - self.per_token(level) * flow
         share = own_share * jax.random.uniform(keys[3], (batch, 1))
         chosen = jax.random.uniform(keys[4], (batch, num_chunks)) < share
         # The start is often a given image, which is exact.
         chosen = chosen.at[:, 0].set(chosen[:, 0] & chosen[:, 1])
-        own = jnp.where(self._per_token(chosen) > 0, own, target)
+        own = jnp.where(self.per_token(chosen) > 0, own, target)
         return jax.lax.stop_gradient(own)
 
-    def _noised_context(
+    def noised_context(
         self, key: jax.Array, history: Array, batch: int
     ) -> tuple[Array, Array]:
         """The clean stream: exact for half of the clips, noised for the others."""
@@ -243,7 +246,7 @@ class Denoiser:
         num_chunks = history.shape[1] // self.tokens_per_chunk
         level = jnp.broadcast_to(is_noised * level, (batch, num_chunks))
         noise = jax.random.normal(key_noise, history.shape)
-        return self._mix(history, noise, level), level
+        return self.mix(history, noise, level), level
 
     def _levels(self, key: jax.Array, shape: tuple[int, ...]) -> Array:
         key_level, key_pure = jax.random.split(key)
@@ -252,14 +255,14 @@ class Denoiser:
         pure = jax.random.bernoulli(key_pure, self.pure_noise_share, shape)
         return jnp.where(pure, 1.0, level)
 
-    def _per_token(self, per_chunk: Array) -> Array:
+    def per_token(self, per_chunk: Array) -> Array:
         """[B, T] to float32[B, T L, 1]."""
         tokens = jnp.repeat(per_chunk, self.tokens_per_chunk, axis=1)
         return tokens[..., None].astype(jnp.float32)
 
-    def _mix(self, clean: Array, noise: Array, level: Array) -> Array:
+    def mix(self, clean: Array, noise: Array, level: Array) -> Array:
         """(1 - level) clean + level noise."""
-        level = self._per_token(level)
+        level = self.per_token(level)
         return (1 - level) * clean + level * noise
 
 

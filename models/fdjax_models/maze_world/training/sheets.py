@@ -1,37 +1,40 @@
 """Contact sheets of what a training run has learned."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fdjax.axes import Params
+from fdjax_models.maze_world.evaluation import measures, rollouts
 from fdjax_models.maze_world.training import autoencoder, data
+from fdjax_models.maze_world.training.journal import Journal
+from fdjax_models.maze_world.training.png import write_png
 from fdjax_models.maze_world.training.pool import encoded_clips
-
-if TYPE_CHECKING:
-    from fdjax_models.maze_world.training.loop import Journal, Settings
+from fdjax_models.maze_world.training.settings import Settings
 
 
-def write_png(path: Path, rows: list[np.ndarray]) -> None:
-    """Writes rows of frames as one image.
-
-    Args:
-        path: A .png file.
-        rows: Frames in [-1, 1], one row of the sheet each.  float[T, H, W, 3].
-    """
-    from PIL import Image
-
-    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
-    pixels = np.clip((sheet.astype(np.float32) + 1) * 127.5, 0, 255).astype(np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+def write(
+    stage: str,
+    settings: Settings,
+    trees: Mapping[str, Params],
+    out: Path,
+    journal: Journal,
+) -> None:
+    """Writes the contact sheet of a stage that has just run."""
+    codec, path = trees["codec"], out / f"{stage}.png"
+    if stage == "autoencoder":
+        write_reconstructions(settings, codec, path, journal)
+    elif stage == "denoiser":
+        write_predictions(settings, codec, trees["average"], path, journal)
+    else:
+        write_rollouts(settings, {**codec, **trees["few_step"]}, path, journal)
 
 
 def write_reconstructions(
-    settings: "Settings", codec: Params, path: Path, journal: "Journal"
+    settings: Settings, codec: Params, path: Path, journal: Journal
 ) -> None:
     """Shows held-out clips above what the autoencoder makes of them."""
     encoder, decoder = settings.encoder(), settings.decoder()
@@ -60,7 +63,7 @@ def write_reconstructions(
 
 
 def write_predictions(
-    settings: "Settings", codec: Params, params: Params, path: Path, journal: Any
+    settings: Settings, codec: Params, params: Params, path: Path, journal: Journal
 ) -> None:
     """Shows held-out clips above one-step predictions from pure noise."""
     encoder, decoder, denoiser = (
@@ -93,3 +96,45 @@ def write_predictions(
         rows += [np.asarray(x)[clip, ::step] for x in (truth, out)]
     write_png(path, rows)
     journal.write(stage="prediction", psnr=autoencoder.psnr(out, truth))
+
+
+def write_rollouts(
+    settings: Settings, params: Params, path: Path, journal: Journal
+) -> None:
+    """Shows walks above what the pipeline that ships makes of them.
+
+    Half of the rollouts start from an image, the others from the prompt alone.
+
+    Args:
+        settings: How it was trained.
+        params: Weights of all components.
+        path: A .png file.
+        journal: Gets the statistics of the last third, relative to the simulator's.
+    """
+    count, frames = 6, 240
+    walks = rollouts.simulate(range(500, 500 + count), frames)
+    pipeline = rollouts.pipeline_with(
+        transformer={"network": settings.network_config()}
+    )
+    half = count // 2
+    made = [
+        rollouts.generate(
+            pipeline, params, walks.prompts[part], walks.controls[part], image
+        )
+        for part, image in (
+            (slice(half), walks.video[:half, 0]),
+            (slice(half, count), None),
+        )
+    ]
+    video = np.concatenate(made)
+    shown = np.linspace(0, frames, 10).astype(int)
+    rows: list[np.ndarray] = []
+    for truth, clip in zip(walks.video, video, strict=True):
+        rows += [truth[shown], clip[shown]]
+    write_png(path, rows)
+    expected = measures.statistics(walks.video)
+    got = measures.statistics(video[:, -frames // 3 :])
+    journal.write(
+        stage="rollouts",
+        **{name: got[name] / value for name, value in expected.items()},
+    )

@@ -73,6 +73,12 @@ def load(folder: Path, name: str) -> Params:
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
+def names(folder: Path) -> list[str]:
+    """Returns the names of the trees that `save` wrote."""
+    paths = folder.glob("*-0.safetensors")
+    return sorted(path.name.removesuffix("-0.safetensors") for path in paths)
+
+
 def load_progress(folder: Path) -> dict[str, Any]:
     """Returns the progress record that `save` wrote."""
     return json.loads((folder / _PROGRESS).read_text())

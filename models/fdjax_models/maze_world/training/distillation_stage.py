@@ -1,0 +1,178 @@
+"""The third stage of a training run: the few-step model."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fdjax.axes import Params
+from fdjax_models.maze_world.training import autoencoder, data, parallel
+from fdjax_models.maze_world.training.distillation import variance_by_quarter
+from fdjax_models.maze_world.training.journal import Clock, Journal, learning_rate
+from fdjax_models.maze_world.training.optimizer import apply, make_optimizer
+from fdjax_models.maze_world.training.settings import Settings
+from fdjax_models.maze_world.training.stages import (
+    MODEL,
+    SCALAR,
+    Keep,
+    abstract,
+    everywhere,
+    initial_params,
+)
+
+_CRITIC_LEAD = 192
+"""Steps in which only the critic learns, to know what the model makes."""
+
+
+def make_steps(settings: Settings):
+    """Returns a jitted function that makes rollouts and trains on pieces of them.
+
+    Its arguments are a state (the model's params and optimizer state, the critic's, and
+    the model's averaged params), the base model's params, the encoder's, a key and the
+    two learning rates; its results the new state, and the mean losses of the model and
+    the critic, and the latents' variance by quarter of the rollouts.
+    """
+    distiller, optimizer = settings.distiller(), make_optimizer()
+    encoder = settings.encoder()
+
+    def start(encoder_params: Params, key: jax.Array):
+        keys = jax.random.split(key)
+        clips = data.make_clips(
+            keys[0], settings.rollouts, settings.rollout_chunks, num_frames=1
+        )
+        latent = autoencoder.encode_raw(encoder, encoder_params, clips.video)
+        has_image = jax.random.bernoulli(keys[1], 0.5, (settings.rollouts,))
+        return dataclasses.replace(clips, video=latent), has_image
+
+    def update(loss, params, opt_state, rate, *arguments):
+        (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, *arguments)
+        updates, opt_state = optimizer.update(parallel.mean(grads), opt_state, params)
+        return apply(params, updates, rate), opt_state, value, aux
+
+    def critic_loss(params, *arguments):
+        return distiller.critic_loss(params, *arguments), None
+
+    def step(carry, key, cut, base, rate, critic_rate):
+        params, opt_state, critic, critic_state, average = carry
+        keys = jax.random.split(key, 3)
+        pieces = cut(keys[0])
+        params, opt_state, loss, made = update(
+            distiller.generator_loss,
+            params,
+            opt_state,
+            rate,
+            critic,
+            base,
+            pieces,
+            keys[1],
+        )
+
+        def follow(carry, key):
+            critic, critic_state = carry
+            critic, critic_state, loss, _ = update(
+                critic_loss, critic, critic_state, critic_rate, pieces, made, key
+            )
+            return (critic, critic_state), loss
+
+        (critic, critic_state), critic_losses = jax.lax.scan(
+            follow,
+            (critic, critic_state),
+            jax.random.split(keys[2], settings.critic_updates),
+        )
+        average = optax.incremental_update(params, average, 0.005)
+        carry = params, opt_state, critic, critic_state, average
+        return carry, (loss, critic_losses.mean())
+
+    def run(carry, base, encoder_params, key, rate, critic_rate):
+        keys = jax.random.split(parallel.own_key(key), 3)
+        starts, has_image = start(encoder_params, keys[0])
+        rollouts = distiller.rollout(carry[0], starts, has_image, keys[1])
+
+        def cut(key):
+            batch, chunks = settings.distillation_batch, settings.denoiser_chunks
+            return distiller.cut(rollouts, starts, has_image, key, batch, chunks)
+
+        carry, logs = jax.lax.scan(
+            lambda c, k: step(c, k, cut, base, rate, critic_rate),
+            carry,
+            jax.random.split(keys[2], settings.distillation_steps),
+        )
+        logs = *jax.tree.map(jnp.mean, logs), variance_by_quarter(rollouts)
+        return carry, parallel.mean(logs)
+
+    same = parallel.SAME
+    run = parallel.per_device(run, in_specs=(same,) * 6, out_specs=same)
+    return jax.jit(run, donate_argnums=0)
+
+
+def initial_state(params: Params, critic: Params) -> Any:
+    """Returns what `make_steps` carries, at the start."""
+    moments = make_optimizer().init
+    return params, moments(params), critic, moments(critic), params
+
+
+def compile_steps(settings: Settings) -> Callable[..., Any]:
+    """Compiles the steps of the third stage."""
+
+    def arguments():
+        params = initial_params(settings)
+        model = {name: params[name] for name in MODEL}
+        return initial_state(model, model), model, params["encoder"]
+
+    key = jax.eval_shape(jax.random.key, 0)
+    shapes = *jax.eval_shape(arguments), key, SCALAR, SCALAR
+    return make_steps(settings).lower(*abstract(shapes)).compile()
+
+
+def train(
+    run: Callable[..., Any],
+    settings: Settings,
+    trees: Mapping[str, Params],
+    spent: float,
+    clock: Clock,
+    journal: Journal,
+    keep: Keep,
+) -> None:
+    """Trains the few-step model until its time, or the run's, is over.
+
+    Args:
+        run: From `compile_steps`.
+        settings: How to train.
+        trees: Weights: "codec", the base model's "average", and "few_step" and "critic"
+            of an earlier run, or none of both.
+        spent: Seconds that earlier runs spent in this stage.
+        clock: The run's clock.
+        journal: Where progress is written.
+        keep: Called now and then, and at the end.
+    """
+    key = jax.random.fold_in(jax.random.key(settings.seed + 11), int(spent))
+    base, encoder = everywhere((trees["average"], trees["codec"]["encoder"]))
+    model, critic = (trees.get(name, base) for name in ("few_step", "critic"))
+    carry = everywhere(initial_state(model, critic))
+    limit, steps = settings.seconds("distillation"), 0
+    saved = clock.seconds()
+    while spent < limit and not clock.is_over(reserve=12):
+        before = clock.seconds()
+        share, lead = spent / limit, steps - _CRITIC_LEAD
+        critic_rate = learning_rate(settings.critic_rate, share, steps)
+        rate = learning_rate(settings.distillation_rate, share, lead)
+        rate = rate if lead >= 0 else 0.0
+        numbers = jax.random.fold_in(key, steps), rate, critic_rate
+        carry, logs = run(carry, base, encoder, *everywhere(_as_arrays(*numbers)))
+        jax.block_until_ready(logs)
+        now = clock.seconds()
+        spent += now - before
+        steps += settings.distillation_steps
+        record = dict(zip(("loss", "critic", "variance"), logs, strict=True))
+        journal.write(stage="distillation", step=steps, spent=spent, lr=rate, **record)
+        if now - saved > 100:
+            keep("distillation", spent, few_step=carry[-1], critic=carry[2])
+            saved = now
+    keep("distillation", spent, few_step=carry[-1], critic=carry[2])
+
+
+def _as_arrays(key: jax.Array, rate: float, critic_rate: float):
+    return key, jnp.float32(rate), jnp.float32(critic_rate)
