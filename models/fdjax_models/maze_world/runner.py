@@ -104,7 +104,7 @@ class MazeRunnerConfig(RunnerConfig):
     prompt: str | pathlib.Path = "red brick maze at dusk"
     """Colour, material, light and air of the maze, in any order; or a .txt file."""
 
-    controls: str | pathlib.Path = "w*24 a*12 d*12 w*24"
+    controls: str | pathlib.Path = "w*24 a*24 d*24 w*24"
     """Keys and for how many frames: w forward, s back, a turn left, d turn right,
     . none; "wa*8" holds two. Or a .txt file that says so."""
 

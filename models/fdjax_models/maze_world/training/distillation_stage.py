@@ -10,6 +10,7 @@ import optax
 
 from fdjax.axes import Params
 from fdjax_models.maze_world.training import autoencoder, data, parallel
+from fdjax_models.maze_world.training.data import Clip
 from fdjax_models.maze_world.training.distillation import variance_by_quarter
 from fdjax_models.maze_world.training.journal import Clock, Journal, learning_rate
 from fdjax_models.maze_world.training.optimizer import apply, make_optimizer
@@ -23,8 +24,31 @@ from fdjax_models.maze_world.training.stages import (
     initial_params,
 )
 
-_CRITIC_LEAD = 192
+_CRITIC_LEAD = 64
 """Steps in which only the critic learns, to know what the model makes."""
+
+
+def beginnings(
+    settings: Settings, encoder_params: Params, key: jax.Array
+) -> tuple[Clip, jax.Array]:
+    """Returns first latent frames with the controls of long walks, and which are given.
+
+    Only the first frame of a walk is drawn: what follows is for the model to make.
+    """
+    keys = jax.random.split(key)
+    count, chunks = settings.rollouts, settings.rollout_chunks
+    clips = data.make_clips(keys[0], count, chunks, num_frames=1)
+    latent = autoencoder.encode_raw(settings.encoder(), encoder_params, clips.video)
+    has_image = jax.random.bernoulli(keys[1], 0.5, (count,))
+    return dataclasses.replace(clips, video=latent), has_image
+
+
+def _update(loss, params: Params, opt_state: Any, rate: jax.Array, *arguments: Any):
+    """One optimizer step on (loss, aux); returns params, state, loss and aux."""
+    (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, *arguments)
+    grads = parallel.mean(grads)
+    updates, opt_state = make_optimizer().update(grads, opt_state, params)
+    return apply(params, updates, rate), opt_state, value, aux
 
 
 def make_steps(settings: Settings):
@@ -35,22 +59,7 @@ def make_steps(settings: Settings):
     two learning rates; its results the new state, and the mean losses of the model and
     the critic, and the latents' variance by quarter of the rollouts.
     """
-    distiller, optimizer = settings.distiller(), make_optimizer()
-    encoder = settings.encoder()
-
-    def start(encoder_params: Params, key: jax.Array):
-        keys = jax.random.split(key)
-        clips = data.make_clips(
-            keys[0], settings.rollouts, settings.rollout_chunks, num_frames=1
-        )
-        latent = autoencoder.encode_raw(encoder, encoder_params, clips.video)
-        has_image = jax.random.bernoulli(keys[1], 0.5, (settings.rollouts,))
-        return dataclasses.replace(clips, video=latent), has_image
-
-    def update(loss, params, opt_state, rate, *arguments):
-        (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, *arguments)
-        updates, opt_state = optimizer.update(parallel.mean(grads), opt_state, params)
-        return apply(params, updates, rate), opt_state, value, aux
+    distiller = settings.distiller()
 
     def critic_loss(params, *arguments):
         return distiller.critic_loss(params, *arguments), None
@@ -59,28 +68,20 @@ def make_steps(settings: Settings):
         params, opt_state, critic, critic_state, average = carry
         keys = jax.random.split(key, 3)
         pieces = cut(keys[0])
-        params, opt_state, loss, made = update(
-            distiller.generator_loss,
-            params,
-            opt_state,
-            rate,
-            critic,
-            base,
-            pieces,
-            keys[1],
+        judges = critic, base, pieces, keys[1]
+        params, opt_state, loss, made = _update(
+            distiller.generator_loss, params, opt_state, rate, *judges
         )
 
         def follow(carry, key):
-            critic, critic_state = carry
-            critic, critic_state, loss, _ = update(
-                critic_loss, critic, critic_state, critic_rate, pieces, made, key
+            *carry, loss, _ = _update(
+                critic_loss, *carry, critic_rate, pieces, made, key
             )
-            return (critic, critic_state), loss
+            return tuple(carry), loss
 
+        critic_keys = jax.random.split(keys[2], settings.critic_updates)
         (critic, critic_state), critic_losses = jax.lax.scan(
-            follow,
-            (critic, critic_state),
-            jax.random.split(keys[2], settings.critic_updates),
+            follow, (critic, critic_state), critic_keys
         )
         average = optax.incremental_update(params, average, 0.005)
         carry = params, opt_state, critic, critic_state, average
@@ -88,7 +89,7 @@ def make_steps(settings: Settings):
 
     def run(carry, base, encoder_params, key, rate, critic_rate):
         keys = jax.random.split(parallel.own_key(key), 3)
-        starts, has_image = start(encoder_params, keys[0])
+        starts, has_image = beginnings(settings, encoder_params, keys[0])
         rollouts = distiller.rollout(carry[0], starts, has_image, keys[1])
 
         def cut(key):
@@ -156,12 +157,12 @@ def train(
     saved = clock.seconds()
     while spent < limit and not clock.is_over(reserve=12):
         before = clock.seconds()
-        share, lead = spent / limit, steps - _CRITIC_LEAD
-        critic_rate = learning_rate(settings.critic_rate, share, steps)
-        rate = learning_rate(settings.distillation_rate, share, lead)
-        rate = rate if lead >= 0 else 0.0
-        numbers = jax.random.fold_in(key, steps), rate, critic_rate
-        carry, logs = run(carry, base, encoder, *everywhere(_as_arrays(*numbers)))
+        critic_rate = learning_rate(settings.critic_rate, 0.0, steps)
+        rate = learning_rate(settings.distillation_rate, 0.0, steps)
+        rate = rate if steps >= _CRITIC_LEAD else 0.0
+        rates = jnp.float32(rate), jnp.float32(critic_rate)
+        numbers = everywhere((jax.random.fold_in(key, steps), *rates))
+        carry, logs = run(carry, base, encoder, *numbers)
         jax.block_until_ready(logs)
         now = clock.seconds()
         spent += now - before
@@ -172,7 +173,3 @@ def train(
             keep("distillation", spent, few_step=carry[-1], critic=carry[2])
             saved = now
     keep("distillation", spent, few_step=carry[-1], critic=carry[2])
-
-
-def _as_arrays(key: jax.Array, rate: float, critic_rate: float):
-    return key, jnp.float32(rate), jnp.float32(critic_rate)

@@ -21,7 +21,7 @@ class Settings:
         dtype: Computation dtype; weights and optimiser are float32.
         attention: Implementation of `jax.nn.dot_product_attention`: "cudnn" or "xla".
         autoencoder_minutes: Time for the autoencoder, compilation not counted.
-        denoiser_minutes: Time for the transformer, compilation not counted.
+        denoiser_minutes: Time for the base model, compilation not counted.
         autoencoder_rate: Peak learning rate.
         denoiser_rate: Peak learning rate.
         autoencoder_batch: Clips in a step, on each device.
@@ -32,15 +32,16 @@ class Settings:
         pool_clips: Encoded clips kept on each device.
         fresh_clips: Clips renewed on each device before each dispatch.
         distillation_minutes: Time for the few-step model, compilation not counted.
-        distillation_rate: Peak learning rate of the few-step model.
-        critic_rate: Peak learning rate of its critic.
+        distillation_rate: Learning rate of the few-step model; it does not fall.
+        critic_rate: Learning rate of its critic.
         critic_updates: Steps of the critic for each of the model.
         distillation_batch: Pieces of rollouts in a step, on each device.
         distillation_steps: Steps between new rollouts.
         rollouts: Rollouts made at once, on each device.
         rollout_chunks: Latent frames of a rollout.
-        own_share: Share of context chunks that are the model's own predictions.
-        own_from: Share of the time after which `own_share` holds; 0 before it.
+        own_share: Share of the base model's context that are its own predictions.
+        own_from: Share of its time after which `own_share` holds; 0 before it.
+        write_sheets: Whether a contact sheet follows each stage.
         network: Changes to `sizes.NETWORK`.
     """
 
@@ -58,7 +59,7 @@ class Settings:
     steps_per_dispatch: int = 64
     pool_clips: int = 2048
     fresh_clips: int = 64
-    distillation_minutes: float = 8.4
+    distillation_minutes: float = 3.0
     distillation_rate: float = 3e-4
     critic_rate: float = 8e-4
     critic_updates: int = 3
