@@ -104,7 +104,8 @@ def test_a_pool_replaces_its_oldest_clips(codec):
         clips_pool = clips_pool.refill(jax.random.key(seed), 1)
         filled.append(np.array(clips_pool.clips.video, np.float32))
     assert clips_pool.next == 1
-    assert filled[0][0].any() and not filled[0][1].any()
+    assert filled[0][0].any()
+    assert not filled[0][1].any()
     np.testing.assert_array_equal(filled[1][0], filled[0][0])
     np.testing.assert_array_equal(filled[2][1], filled[1][1])
     assert (filled[2][0] != filled[1][0]).any()

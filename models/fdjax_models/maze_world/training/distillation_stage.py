@@ -1,7 +1,7 @@
 """The third stage of a training run: the few-step model."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,13 +12,13 @@ from fdjax.axes import Params
 from fdjax_models.maze_world.training import autoencoder, data, parallel
 from fdjax_models.maze_world.training.data import Clip
 from fdjax_models.maze_world.training.distillation import variance_by_quarter
-from fdjax_models.maze_world.training.journal import Clock, Journal, learning_rate
+from fdjax_models.maze_world.training.journal import learning_rate
 from fdjax_models.maze_world.training.optimizer import apply, make_optimizer
 from fdjax_models.maze_world.training.settings import Settings
 from fdjax_models.maze_world.training.stages import (
     MODEL,
     SCALAR,
-    Keep,
+    Run,
     abstract,
     everywhere,
     initial_params,
@@ -128,48 +128,30 @@ def compile_steps(settings: Settings) -> Callable[..., Any]:
     return make_steps(settings).lower(*abstract(shapes)).compile()
 
 
-def train(
-    run: Callable[..., Any],
-    settings: Settings,
-    trees: Mapping[str, Params],
-    spent: float,
-    clock: Clock,
-    journal: Journal,
-    keep: Keep,
-) -> None:
+def train(program: Callable[..., Any], run: Run) -> None:
     """Trains the few-step model until its time, or the run's, is over.
 
     Args:
-        run: From `compile_steps`.
-        settings: How to train.
-        trees: Weights: "codec", the base model's "average", and "few_step" and "critic"
-            of an earlier run, or none of both.
-        spent: Seconds that earlier runs spent in this stage.
-        clock: The run's clock.
-        journal: Where progress is written.
-        keep: Called now and then, and at the end.
+        program: From `compile_steps`.
+        run: "codec", the base model's "average", and "few_step" and "critic" of an
+            earlier run, or none of both, are used.
     """
-    key = jax.random.fold_in(jax.random.key(settings.seed + 11), int(spent))
+    settings, trees, stage = run.settings, run.trees, "distillation"
+    key = jax.random.fold_in(jax.random.key(settings.seed + 11), int(run.spent[stage]))
     base, encoder = everywhere((trees["average"], trees["codec"]["encoder"]))
     model, critic = (trees.get(name, base) for name in ("few_step", "critic"))
     carry = everywhere(initial_state(model, critic))
-    limit, steps = settings.seconds("distillation"), 0
-    saved = clock.seconds()
-    while spent < limit and not clock.is_over(reserve=12):
-        before = clock.seconds()
+    saved = run.clock.seconds()
+    for steps in run.steps(stage, settings.distillation_steps):
         critic_rate = learning_rate(settings.critic_rate, 0.0, steps)
         rate = learning_rate(settings.distillation_rate, 0.0, steps)
         rate = rate if steps >= _CRITIC_LEAD else 0.0
         rates = jnp.float32(rate), jnp.float32(critic_rate)
         numbers = everywhere((jax.random.fold_in(key, steps), *rates))
-        carry, logs = run(carry, base, encoder, *numbers)
-        jax.block_until_ready(logs)
-        now = clock.seconds()
-        spent += now - before
-        steps += settings.distillation_steps
+        carry, logs = jax.block_until_ready(program(carry, base, encoder, *numbers))
         record = dict(zip(("loss", "critic", "variance"), logs, strict=True))
-        journal.write(stage="distillation", step=steps, spent=spent, lr=rate, **record)
-        if now - saved > 100:
-            keep("distillation", spent, few_step=carry[-1], critic=carry[2])
-            saved = now
-    keep("distillation", spent, few_step=carry[-1], critic=carry[2])
+        run.journal.write(stage=stage, step=steps, lr=rate, **record)
+        if run.clock.seconds() - saved > 100:
+            run.keep(few_step=carry[-1], critic=carry[2])
+            saved = run.clock.seconds()
+    run.keep(few_step=carry[-1], critic=carry[2])

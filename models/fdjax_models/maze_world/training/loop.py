@@ -7,17 +7,15 @@ shows before the first one is done.
 """
 
 import concurrent.futures
-import dataclasses
 from pathlib import Path
 
 import jax
 
-from fdjax.axes import Params
 from fdjax_models.maze_world.training import distillation_stage as distillation
 from fdjax_models.maze_world.training import sheets, stages, state
 from fdjax_models.maze_world.training.journal import Clock, Journal
 from fdjax_models.maze_world.training.settings import Settings
-from fdjax_models.maze_world.training.stages import CODEC, MODEL
+from fdjax_models.maze_world.training.stages import CODEC, MODEL, Run
 
 STAGES = {
     "autoencoder": (stages.compile_autoencoder, stages.train_autoencoder),
@@ -52,23 +50,23 @@ def train(settings: Settings, out: Path, resume: Path | None, max_minutes: float
     if resume is not None:
         trees |= {name: state.load(resume, name) for name in state.names(resume)}
         spent |= state.load_progress(resume)["spent"]
-
-    def keep(stage: str, seconds: float, **changed: Params) -> None:
-        trees.update(jax.device_get(changed))
-        spent[stage] = seconds
-        progress = {"spent": spent, "settings": dataclasses.asdict(settings)}
-        state.save(out, trees, progress)
-
+    run = Run(
+        settings=settings,
+        trees=trees,
+        spent=spent,
+        clock=clock,
+        journal=journal,
+        out=out,
+    )
     with concurrent.futures.ThreadPoolExecutor() as executor:
-        todo = {
+        programs = {
             stage: executor.submit(compile, settings)
             for stage, (compile, _) in STAGES.items()
-            if spent[stage] < settings.seconds(stage)
+            if not run.is_over(stage)
         }
-        for stage, program in todo.items():
-            run = STAGES[stage][1]
-            run(program.result(), settings, trees, spent[stage], clock, journal, keep)
+        for stage, program in programs.items():
+            STAGES[stage][1](program.result(), run)
             if settings.write_sheets:
                 sheets.write(stage, settings, trees, out, journal)
-            if spent[stage] < settings.seconds(stage):
+            if not run.is_over(stage):
                 return

@@ -4,8 +4,10 @@ Each has a function that compiles its program and one that runs it until its tim
 the run's, is over.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ import optax
 from fdjax.axes import Params
 from fdjax_models.maze_world import sizes
 from fdjax_models.maze_world.conditioner import WordConditionerConfig
-from fdjax_models.maze_world.training import autoencoder, parallel
+from fdjax_models.maze_world.training import autoencoder, parallel, state
 from fdjax_models.maze_world.training.denoiser import Denoiser
 from fdjax_models.maze_world.training.journal import Clock, Journal, learning_rate
 from fdjax_models.maze_world.training.optimizer import apply, make_optimizer
@@ -26,11 +28,56 @@ MODEL = ("transformer", "text_encoder")
 SCALAR = jax.ShapeDtypeStruct((), jnp.float32)
 
 
-class Keep(Protocol):
-    """Saves what a stage has come to."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What the stages of a training run share.
 
-    def __call__(self, stage: str, seconds: float, **changed: Params) -> None:
-        """Saves the trees that changed, and the seconds spent in the stage so far."""
+    Attributes:
+        settings: How to train.
+        trees: Weights by name: "codec"; "params" of the base model and their running
+            "average"; in the end "few_step" and its "critic".
+        spent: Seconds spent in each stage, over all runs.
+        clock: The run's clock.
+        journal: Where progress is written.
+        out: Folder for weights and sheets.
+    """
+
+    settings: Settings
+    trees: dict[str, Params]
+    spent: dict[str, float]
+    clock: Clock
+    journal: Journal
+    out: Path
+
+    def is_over(self, stage: str) -> bool:
+        """Whether the time of a stage is spent."""
+        return self.spent[stage] >= self.settings.seconds(stage)
+
+    def share(self, stage: str) -> float:
+        """Share of a stage's time that is spent."""
+        return self.spent[stage] / self.settings.seconds(stage)
+
+    def steps(self, stage: str, num_steps: int) -> Iterator[int]:
+        """Yields the steps done so far, until the stage's time or the run's is over.
+
+        What happens between two of them is the stage's time.
+
+        Args:
+            stage: The stage.
+            num_steps: Steps in each round.
+        """
+        steps = 0
+        while not self.is_over(stage) and not self.clock.is_over(reserve=12):
+            before = self.clock.seconds()
+            yield steps
+            self.spent[stage] += self.clock.seconds() - before
+            steps += num_steps
+
+    def keep(self, **changed: Params) -> None:
+        """Saves all weights, of which some have changed, and the time spent."""
+        self.trees.update(jax.device_get(changed))
+        settings = dataclasses.asdict(self.settings)
+        state.save(self.out, self.trees, {"spent": self.spent, "settings": settings})
 
 
 def abstract(tree: Any, spec: Any = parallel.SAME) -> Any:
@@ -95,42 +142,26 @@ def compile_autoencoder(settings: Settings) -> Callable[..., Any]:
     return run.lower(*abstract(arguments)).compile()
 
 
-def train_autoencoder(
-    run: Callable[..., Any],
-    settings: Settings,
-    trees: Mapping[str, Params],
-    spent: float,
-    clock: Clock,
-    journal: Journal,
-    keep: Keep,
-) -> None:
+def train_autoencoder(program: Callable[..., Any], run: Run) -> None:
     """Trains the encoder and the decoder until their time, or the run's, is over.
 
+    Leaves averaged weights, with the latents' statistics folded in.
+
     Args:
-        run: From `compile_autoencoder`.
-        settings: How to train.
-        trees: Weights: "codec" is used.
-        spent: Seconds that earlier runs spent in this stage.
-        clock: The run's clock.
-        journal: Where progress is written.
-        keep: Called at the end with averaged weights, the statistics folded in.
+        program: From `compile_autoencoder`.
+        run: "codec" is used.
     """
-    carry = everywhere(autoencoder_state(trees["codec"]))
-    key, steps = jax.random.fold_in(jax.random.key(settings.seed), int(spent)), 0
-    limit = settings.seconds("autoencoder")
-    while spent < limit and not clock.is_over(reserve=10):
-        before = clock.seconds()
-        rate = learning_rate(settings.autoencoder_rate, spent / limit, steps)
+    settings, stage = run.settings, "autoencoder"
+    key = jax.random.fold_in(jax.random.key(settings.seed), int(run.spent[stage]))
+    carry = everywhere(autoencoder_state(run.trees["codec"]))
+    for steps in run.steps(stage, settings.steps_per_dispatch):
+        rate = learning_rate(settings.autoencoder_rate, run.share(stage), steps)
         arguments = everywhere((jax.random.fold_in(key, steps), jnp.float32(rate)))
-        carry, (loss, quality) = run(carry, *arguments)
-        jax.block_until_ready(loss)
-        spent += clock.seconds() - before
-        steps += settings.steps_per_dispatch
-        journal.write(stage="autoencoder", step=steps, loss=loss, psnr=quality, lr=rate)
+        carry, (loss, quality) = jax.block_until_ready(program(carry, *arguments))
+        run.journal.write(stage=stage, step=steps, loss=loss, psnr=quality, lr=rate)
     _, _, average, mean, deviation = carry
     folded = autoencoder.fold_statistics(average["encoder"], mean, deviation)
-    codec = {"encoder": folded, "decoder": average["decoder"]}
-    keep("autoencoder", spent, codec=codec)
+    run.keep(codec={"encoder": folded, "decoder": average["decoder"]})
 
 
 def make_denoiser_steps(settings: Settings, denoiser: Denoiser):
@@ -155,7 +186,7 @@ def make_denoiser_steps(settings: Settings, denoiser: Denoiser):
         updates, opt_state = optimizer.update(grads, opt_state, params)
         params = apply(params, updates, rate)
         average = optax.incremental_update(params, average, 0.003)
-        return (params, opt_state, average), (loss, levels, optax.global_norm(grads))
+        return (params, opt_state, average), (loss, levels, optax.tree.norm(grads))
 
     def run(carry, clips, held_out, key, rate, own_share):
         keys = jax.random.split(parallel.own_key(key), settings.steps_per_dispatch)
@@ -203,64 +234,54 @@ def compile_denoiser(settings: Settings) -> Callable[..., Any]:
     )
 
 
-def train_denoiser(
-    run: Callable[..., Any],
-    settings: Settings,
-    trees: Mapping[str, Params],
-    spent: float,
-    clock: Clock,
-    journal: Journal,
-    keep: Keep,
-) -> None:
-    """Trains the base model until its time, or the run's, is over.
-
-    Args:
-        run: From `compile_denoiser`.
-        settings: How to train.
-        trees: Weights: "codec", "params" and their running "average" are used.
-        spent: Seconds that earlier runs spent in this stage.
-        clock: The run's clock.
-        journal: Where progress is written.
-        keep: Called now and then, and at the end.
-    """
-    codec = trees["codec"]
-    encoder, chunks = settings.encoder(), settings.denoiser_chunks
-    key = jax.random.fold_in(jax.random.key(settings.seed + 7), int(spent))
-    held_out = encoded_clips(
-        encoder,
-        codec["encoder"],
-        jax.random.key(settings.seed + 1),
-        settings.denoiser_batch,
-        chunks,
-    )
+def filled_pool(settings: Settings, encoder_params: Params, key: jax.Array) -> ClipPool:
+    """Returns a pool of encoded clips, all fresh."""
     pool = ClipPool.create(
-        encoder, everywhere(codec["encoder"]), settings.pool_clips, chunks
+        settings.encoder(),
+        everywhere(encoder_params),
+        settings.pool_clips,
+        settings.denoiser_chunks,
     )
     for part in range(settings.pool_clips // settings.fresh_clips):
         pool = pool.refill(jax.random.fold_in(key, part), settings.fresh_clips)
-    jax.block_until_ready(pool.clips)
-    journal.write(stage="pool", clips=len(pool.clips.tokens))
+    return pool
 
+
+def train_denoiser(program: Callable[..., Any], run: Run) -> None:
+    """Trains the base model until its time, or the run's, is over.
+
+    Args:
+        program: From `compile_denoiser`.
+        run: "codec", "params" and "average" are used.
+    """
+    settings, trees, stage = run.settings, run.trees, "denoiser"
+    key = jax.random.fold_in(jax.random.key(settings.seed + 7), int(run.spent[stage]))
+    encoder_params = trees["codec"]["encoder"]
+    held_out = encoded_clips(
+        settings.encoder(),
+        encoder_params,
+        jax.random.key(settings.seed + 1),
+        settings.denoiser_batch,
+        settings.denoiser_chunks,
+    )
+    pool = jax.block_until_ready(filled_pool(settings, encoder_params, key))
+    run.journal.write(stage="pool", clips=len(pool.clips.tokens))
     carry = everywhere(denoiser_state(trees["params"], trees["average"]))
     held_out = everywhere(held_out)
-    limit, steps = settings.seconds("denoiser"), 0
-    saved = clock.seconds()
-    while spent < limit and not clock.is_over(reserve=12):
-        before = clock.seconds()
-        rate = learning_rate(settings.denoiser_rate, spent / limit, steps)
-        own = settings.own_share if spent / limit >= settings.own_from else 0.0
+    saved = run.clock.seconds()
+    for steps in run.steps(stage, settings.steps_per_dispatch):
+        rate = learning_rate(settings.denoiser_rate, run.share(stage), steps)
+        own = settings.own_share if run.share(stage) >= settings.own_from else 0.0
         dispatch_key = jax.random.fold_in(key, 1000 + steps)
         pool = pool.refill(jax.random.fold_in(dispatch_key, 2), settings.fresh_clips)
         numbers = everywhere((dispatch_key, jnp.float32(rate), jnp.float32(own)))
-        carry, logs = run(carry, pool.clips, held_out, *numbers)
-        jax.block_until_ready(logs)
-        now = clock.seconds()
-        spent += now - before
-        steps += settings.steps_per_dispatch
+        carry, logs = jax.block_until_ready(
+            program(carry, pool.clips, held_out, *numbers)
+        )
         names = ("loss", "levels", "norm", "held_out", "held_out_levels")
         record = dict(zip(names, logs, strict=True)) | {"lr": rate, "own": own}
-        journal.write(stage="denoiser", step=steps, spent=spent, **record)
-        if now - saved > 150:
-            keep("denoiser", spent, params=carry[0], average=carry[2])
-            saved = now
-    keep("denoiser", spent, params=carry[0], average=carry[2])
+        run.journal.write(stage=stage, step=steps, **record)
+        if run.clock.seconds() - saved > 150:
+            run.keep(params=carry[0], average=carry[2])
+            saved = run.clock.seconds()
+    run.keep(params=carry[0], average=carry[2])
