@@ -3,9 +3,9 @@
     JAX_PLATFORMS=cpu python scripts/evaluate_maze_world.py --out outputs/evaluation
 
 writes `evaluation.json` and contact sheets (the simulator above, maze-world below) and
-prints a table: what is asked for, what the simulator itself reaches, what maze-world
-reaches. `--only motion,memory` runs a part; the whole takes about half an hour on two
-CPU cores, most of it the 500 chunks.
+prints, part by part, what is asked for, what the simulator itself reaches and what
+maze-world reaches. `--only motion,memory` runs a part; the whole takes about a quarter
+of an hour on two CPU cores, most of it the 500 chunks.
 """
 
 import json

@@ -1,20 +1,22 @@
-"""Trains maze-world on its simulator: the autoencoder, then the transformer.
+"""Trains maze-world on its simulator: autoencoder, base model, few-step model.
 
     python scripts/train_maze_world.py --out outputs/maze --max_minutes 9
     python scripts/train_maze_world.py --out outputs/maze2 --resume outputs/maze \
         --max_minutes 9
 
-Each run leaves `params-*.safetensors`, `average-*.safetensors`, `progress.json`,
-`journal.jsonl` and two contact sheets in `--out`. `--export` then writes the averaged
-weights as they ship:
+A run uses all GPUs of the host, and leaves weights, `progress.json`, `journal.jsonl`
+and a contact sheet for each finished stage in `--out`. `--export` then writes the
+few-step model as it ships:
 
     python scripts/train_maze_world.py --resume outputs/maze2 \
         --export models/fdjax_models/maze_world/weights
 """
 
+import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
@@ -44,10 +46,25 @@ def main(argv: list[str]) -> None:
     from fdjax_models.maze_world.training import loop
     from fdjax_models.maze_world.training.settings import Settings
 
-    changes = json.loads(_SETTINGS.value)
+    changes = parse_settings(_SETTINGS.value)
+    known = {field.name for field in dataclasses.fields(Settings)}
+    if unknown := sorted(set(changes) - known):
+        raise app.UsageError(
+            f"--settings takes {', '.join(sorted(known))}; got {', '.join(unknown)}"
+        )
     changes["network"] = tuple(changes.get("network", {}).items())
     settings = Settings(**changes)
     loop.train(settings, Path(_OUT.value), resume, _MAX_MINUTES.value)
+
+
+def parse_settings(value: str) -> dict[str, Any]:
+    try:
+        changes = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise app.UsageError(f"--settings must be JSON: {error}") from None
+    if not isinstance(changes, dict):
+        raise app.UsageError(f"--settings must be a JSON object, got {value}")
+    return changes
 
 
 def export(folder: Path, target: Path) -> None:
