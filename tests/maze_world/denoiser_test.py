@@ -9,27 +9,13 @@ import pytest
 
 from fdjax.conditioner import Conditions
 from fdjax_models.maze_world import text
-from fdjax_models.maze_world.encoder import NUM_FEATURES, control_features
+from fdjax_models.maze_world.encoder import control_features
 from fdjax_models.maze_world.training.data import Clip
 from fdjax_models.maze_world.training.denoiser import Denoiser, drop_words, visibility
 from fdjax_models.wan.control import ImageControl, WanControl
-from fdjax_models.wan.dit import WanDiTConfig
 from fdjax_models.wan.transformer import WanTransformerConfig
+from tests.maze_world.tiny import NETWORK
 
-NETWORK = WanDiTConfig(
-    dim=24,
-    ffn_dim=32,
-    num_heads=2,
-    num_layers=2,
-    in_dim=4,
-    out_dim=4,
-    text_dim=8,
-    text_len=text.NUM_SLOTS,
-    vector_feature_dim=NUM_FEATURES,
-    freq_dim=16,
-    dtype="float32",
-    param_dtype="float32",
-)
 HEIGHT, WIDTH, WINDOW, CHUNKS = 4, 6, 3, 5
 
 

@@ -11,26 +11,14 @@ import pytest
 from fdjax.diffusion import DiffusionModelConfig
 from fdjax.schedulers.flow_match import FlowMatchSchedulerConfig
 from fdjax_models.maze_world import text
-from fdjax_models.maze_world.encoder import NUM_FEATURES
 from fdjax_models.maze_world.training.data import Clip
 from fdjax_models.maze_world.training.denoiser import Denoiser
 from fdjax_models.maze_world.training.distillation import Distiller, variance_by_quarter
-from fdjax_models.wan.dit import WanDiTConfig
 from fdjax_models.wan.transformer import WanTransformerConfig
+from tests.maze_world import tiny
 
-NETWORK = WanDiTConfig(
-    dim=24,
-    ffn_dim=48,
-    num_heads=2,
-    num_layers=1,
-    in_dim=2,
-    out_dim=2,
-    text_dim=8,
-    text_len=text.NUM_SLOTS,
-    vector_feature_dim=NUM_FEATURES,
-    freq_dim=16,
-    dtype="float32",
-    param_dtype="float32",
+NETWORK = dataclasses.replace(
+    tiny.NETWORK, ffn_dim=48, num_layers=1, in_dim=2, out_dim=2
 )
 BATCH, CHUNKS, TOKENS = 16, 3, 2
 

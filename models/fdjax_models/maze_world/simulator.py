@@ -35,7 +35,7 @@ class World:
     Attributes:
         walls: True where a cell is solid; the border always is.  bool[GRID, GRID].
         style: Index of the word in each slot of `text.SLOTS`.  int32[4].
-        salt: Varies the texture of each cell.  uint32[].
+        salt: Varies the brightness of each cell's walls.  uint32[].
     """
 
     walls: jax.Array

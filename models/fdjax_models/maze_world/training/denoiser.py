@@ -4,7 +4,7 @@ Two streams run through the network side by side, a clean and a noisy copy of ev
 chunk. Noisy chunk i sees itself and the clean chunks i - W + 1 ... i - 1, clean chunk i
 sees the clean chunks i - W + 1 ... i: exactly what the key/value cache shows when
 chunk i is denoised and when it is committed (teacher forcing as in CausVid,
-arXiv:2412.07772, and Self-Forcing, arXiv:2506.08009). `streams_test.py` holds the two
+arXiv:2412.07772, and Self-Forcing, arXiv:2506.08009). `denoiser_test.py` holds the two
 paths against each other.
 
 Long rollouts drift if the network has only ever seen perfect history. So the clean
