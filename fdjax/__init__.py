@@ -12,37 +12,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fdjax.conditioner import Conditions
     from fdjax.config import Component, InstantiateConfig, derive_config
-    from fdjax.decoder import StreamingDecoder
-    from fdjax.diffusion import DiffusionModel, DiffusionModelConfig, FinalState
-    from fdjax.encoder import NullEncoder, NullEncoderConfig, StreamingEncoder
-    from fdjax.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
-    from fdjax.pipeline_cache import StreamInferencePipelineCache
-    from fdjax.registry import runner_configs
-    from fdjax.runner import Runner, RunnerConfig
-    from fdjax.transformer import Transformer
+    from fdjax.contract.conditioner import Conditions
+    from fdjax.contract.decoder import StreamingDecoder
+    from fdjax.contract.encoder import NullEncoder, NullEncoderConfig, StreamingEncoder
+    from fdjax.contract.transformer import Transformer
+    from fdjax.engine.cache import StreamInferencePipelineCache
+    from fdjax.engine.diffusion import DiffusionModel, DiffusionModelConfig, FinalState
+    from fdjax.engine.pipeline import (
+        StreamInferencePipeline,
+        StreamInferencePipelineConfig,
+    )
+    from fdjax.run.registry import runner_configs
+    from fdjax.run.runner import Runner, RunnerConfig
 
 # Resolved on first use, so that `import fdjax` stays light.
 _EXPORTS = {
     "Component": "config",
-    "Conditions": "conditioner",
-    "DiffusionModel": "diffusion",
-    "DiffusionModelConfig": "diffusion",
-    "FinalState": "diffusion",
+    "Conditions": "contract.conditioner",
+    "DiffusionModel": "engine.diffusion",
+    "DiffusionModelConfig": "engine.diffusion",
+    "FinalState": "engine.diffusion",
     "InstantiateConfig": "config",
-    "NullEncoder": "encoder",
-    "NullEncoderConfig": "encoder",
-    "Runner": "runner",
-    "RunnerConfig": "runner",
-    "StreamInferencePipeline": "pipeline",
-    "StreamInferencePipelineCache": "pipeline_cache",
-    "StreamInferencePipelineConfig": "pipeline",
-    "StreamingDecoder": "decoder",
-    "StreamingEncoder": "encoder",
-    "Transformer": "transformer",
+    "NullEncoder": "contract.encoder",
+    "NullEncoderConfig": "contract.encoder",
+    "Runner": "run.runner",
+    "RunnerConfig": "run.runner",
+    "StreamInferencePipeline": "engine.pipeline",
+    "StreamInferencePipelineCache": "engine.cache",
+    "StreamInferencePipelineConfig": "engine.pipeline",
+    "StreamingDecoder": "contract.decoder",
+    "StreamingEncoder": "contract.encoder",
+    "Transformer": "contract.transformer",
     "derive_config": "config",
-    "runner_configs": "registry",
+    "runner_configs": "run.registry",
 }
 
 __all__ = [

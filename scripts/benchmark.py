@@ -20,7 +20,7 @@ sys.path[:0] = [str(_ROOT), str(_ROOT / "models"), str(_ROOT / "convert")]
 
 from benchmarking import methods, parts, table  # noqa: E402, needs the paths above
 
-from fdjax import xla_flags  # noqa: E402
+from fdjax.run import xla_flags  # noqa: E402
 
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "outputs/benchmark", "Results.")
 _METHOD = flags.DEFINE_string(

@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import app, flags
 
-from fdjax_models.maze_world.evaluation import report
+from fdjax_models.methods.maze_world.evaluation import report
 
 _OUT = flags.DEFINE_string("out", "outputs/evaluation", "Folder for the results.")
 _ONLY = flags.DEFINE_list("only", list(report.PARTS), "Parts to run.")

@@ -12,7 +12,7 @@ import sys
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(_ROOT), str(_ROOT / "models"), str(_ROOT / "convert")]
 
-from fdjax import cli  # noqa: E402, needs the paths above
+from fdjax.run import cli  # noqa: E402, needs the paths above
 
 if __name__ == "__main__":
     sys.exit(cli.run())

@@ -43,8 +43,8 @@ def main(argv: list[str]) -> None:
     if not _OUT.value:
         raise app.UsageError("--out is needed")
 
-    from fdjax_models.maze_world.training import loop
-    from fdjax_models.maze_world.training.settings import Settings
+    from fdjax_models.methods.maze_world.training import loop
+    from fdjax_models.methods.maze_world.training.settings import Settings
 
     changes = parse_settings(_SETTINGS.value)
     known = {field.name for field in dataclasses.fields(Settings)}
@@ -68,7 +68,7 @@ def parse_settings(value: str) -> dict[str, Any]:
 
 
 def export(folder: Path, target: Path) -> None:
-    from fdjax_models.maze_world.training import state
+    from fdjax_models.methods.maze_world.training import state
 
     params = state.load(folder, "codec") | state.load(folder, "few_step")
     size = state.export(target, params)

@@ -20,6 +20,9 @@ FORBIDDEN = {
 }
 
 
+LIGHT = [*SOURCES, "fdjax.engine.pipeline", "fdjax.run.registry"]
+
+
 def imported_roots(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -49,7 +52,7 @@ def test_runtime_names_no_model():
                 assert name.lower() not in names, f"{path}: {name}"
 
 
-@pytest.mark.parametrize("package", [*SOURCES, "fdjax.pipeline", "fdjax.registry"])
+@pytest.mark.parametrize("package", LIGHT)
 def test_import_is_light(package):
     code = (
         f"import sys, {package}; "

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdjax import media, testing
-from fdjax.conditioner import Conditions
+from fdjax import testing
+from fdjax.contract.conditioner import Conditions
+from fdjax.run import media
 
 HERE = pathlib.Path(__file__).parent
 REPOSITORY = HERE.parent
@@ -49,7 +50,7 @@ def fdjax_run(installed, tmp_path):
 
     def run(*arguments):
         return subprocess.run(
-            [sys.executable, "-m", "fdjax.cli", *arguments],
+            [sys.executable, "-m", "fdjax.run.cli", *arguments],
             capture_output=True,
             text=True,
             cwd=tmp_path,

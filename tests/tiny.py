@@ -6,14 +6,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from fdjax.conditioner import Conditions
 from fdjax.config import InstantiateConfig
-from fdjax.decoder import StreamingDecoder
-from fdjax.diffusion import DiffusionModelConfig
-from fdjax.encoder import NullEncoderConfig
-from fdjax.pipeline import StreamInferencePipelineConfig
-from fdjax.schedulers.base import Scheduler
-from fdjax.transformer import Transformer
+from fdjax.contract.conditioner import Conditions
+from fdjax.contract.decoder import StreamingDecoder
+from fdjax.contract.encoder import NullEncoderConfig
+from fdjax.contract.scheduler import Scheduler
+from fdjax.contract.transformer import Transformer
+from fdjax.engine.diffusion import DiffusionModelConfig
+from fdjax.engine.pipeline import StreamInferencePipelineConfig
 
 
 @flax.struct.dataclass

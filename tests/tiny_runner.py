@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from fdjax.conditioner import Conditions
-from fdjax.runner import Runner, RunnerConfig, RunnerInputs
+from fdjax.contract.conditioner import Conditions
+from fdjax.run.runner import Runner, RunnerConfig, RunnerInputs
 from tests import tiny
 
 

@@ -125,7 +125,8 @@ def _run(arguments: list[str], values: flags.FlagValues) -> int:
         expected = "no argument" if values.inspect else "SOURCE and DESTINATION"
         raise ValueError(f"expected {expected}, got {positional}; see {_NAME} --help")
     if values.inspect:
-        from fdjax_convert import download, inspect
+        from fdjax.checkpoint import download
+        from fdjax_convert import inspect
 
         path = download.fetch(values.inspect, flag="--inspect")
         print(inspect.inspect(path, values.wrapper))
@@ -137,7 +138,8 @@ def _run(arguments: list[str], values: flags.FlagValues) -> int:
 
 
 def _convert(source: str, destination: str, values: flags.FlagValues) -> None:
-    from fdjax_convert import load, methods
+    from fdjax_convert import convert as load
+    from fdjax_convert import methods
 
     target = Path(destination).expanduser()
     _check_free(target, values.overwrite)
@@ -161,7 +163,7 @@ def _convert(source: str, destination: str, values: flags.FlagValues) -> None:
 
 
 def _to_torch(source: str, destination: str, values: flags.FlagValues) -> None:
-    from fdjax_convert import load
+    from fdjax_convert import convert as load
 
     target = Path(destination).expanduser()
     _check_free(target, values.overwrite)

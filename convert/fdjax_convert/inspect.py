@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fdjax import checkpoint as checkpoints
-from fdjax_convert import layouts, readers, recognise
-from fdjax_convert.problems import summarize
-from fdjax_convert.readers import Checkpoint
-from fdjax_convert.rules import Layout
-from fdjax_convert.tensors import LazyTensor
+from fdjax_convert import recognise
+from fdjax_convert.formats import readers
+from fdjax_convert.formats.readers import Checkpoint
+from fdjax_convert.formats.tensors import LazyTensor
+from fdjax_convert.rules.problems import summarize
+from fdjax_convert.rules.rules import Layout
+from fdjax_convert.tables import layouts
 
 _LINES = 12  # of keys that are listed at a place
 

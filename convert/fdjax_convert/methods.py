@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from fdjax import registry
-from fdjax.component import ParametricComponent
-from fdjax.config_values import did_you_mean
+from fdjax.config.values import did_you_mean
+from fdjax.contract.component import ParametricComponent
+from fdjax.run import registry
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,13 +2,7 @@
 
 from fdjax.attention.attend import attend, attend_with_lse, merge
 from fdjax.attention.kv_cache import KVCache, KVLayout
-from fdjax.attention.rope import (
-    Rope3D,
-    RopeTable,
-    axis_frequencies,
-    rope_table,
-    rotate,
-)
+from fdjax.attention.rope import Rope3D, RopeTable, axis_frequencies, rope_table, rotate
 
 __all__ = [
     "KVCache",

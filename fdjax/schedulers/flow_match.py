@@ -15,7 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from fdjax.axes import Array, PyTree
-from fdjax.schedulers.base import (
+from fdjax.contract.scheduler import (
     PredictFlow,
     Scheduler,
     SchedulerConfig,

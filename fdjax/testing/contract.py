@@ -23,8 +23,8 @@ import jax
 import numpy as np
 
 from fdjax.axes import Array, Params, PyTree
-from fdjax.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
-from fdjax.pipeline_cache import StreamInferencePipelineCache
+from fdjax.engine.cache import StreamInferencePipelineCache
+from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
 
 # Reordered float32 sums of networks this small; relative to the output's scale.
 TOLERANCE = 1e-4

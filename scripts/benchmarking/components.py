@@ -19,7 +19,7 @@ def text_encoder(spec: dict[str, Any], report: measure.Report) -> None:
 
     import jax
 
-    from fdjax.stats import memory_stats
+    from fdjax.run.stats import memory_stats
     from fdjax.testing import count_compilations
 
     config = methods.runner_config(spec["method"]).pipeline.text_encoder
@@ -45,7 +45,7 @@ def forward(spec: dict[str, Any], report: measure.Report) -> None:
     import jax
     import jax.numpy as jnp
 
-    from fdjax.stats import memory_stats
+    from fdjax.run.stats import memory_stats
 
     config = methods.pipeline_config(
         spec["method"], decoder="none", dtype=spec["dtype"], overrides=spec["overrides"]

@@ -55,7 +55,7 @@ def of_calls(call: Callable[[], Any], count: int, top: int = 40) -> dict[str, An
 
 def save_program(pipeline: Any, params: Any, cache: Any, path: Path) -> None:
     """Writes the optimised HLO of the denoising loop, to find a kernel's source in."""
-    from fdjax import pipeline_stages
+    from fdjax.engine import stages as pipeline_stages
 
     lowered = pipeline_stages.diffuse_in_place.lower(
         pipeline.diffusion_model,

@@ -66,7 +66,7 @@ def random_conditions(config: Any, key: Any, batch: int = 1) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from fdjax.conditioner import Conditions
+    from fdjax.contract.conditioner import Conditions
 
     model = config.diffusion_model.setup()
     network = config.diffusion_model.transformer.network
@@ -85,8 +85,8 @@ def first_steady_chunk(config: Any) -> int:
 
 
 def _decoder_config(name: str) -> Any:
-    from fdjax_models.taehv.decoder import LIGHTTAE
-    from fdjax_models.wan.vae import WanVaeDecoderConfig
+    from fdjax_models.networks.taehv.decoder import LIGHTTAE
+    from fdjax_models.networks.wan_vae.vae import WanVaeDecoderConfig
 
     return {"none": None, "taehv": LIGHTTAE, "wan_vae": WanVaeDecoderConfig()}[name]
 

@@ -17,7 +17,7 @@ def main(spec: dict[str, Any], report: measure.Report) -> None:
     startup = measure.Startup(spec["spawned"])
     import jax
 
-    from fdjax.stats import Profiler, memory_stats
+    from fdjax.run.stats import Profiler, memory_stats
 
     configs = {
         name: methods.pipeline_config(

@@ -4,9 +4,9 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from fdjax.component import ParametricComponent
 from fdjax.config import InstantiateConfig
-from fdjax_convert.rules import Conversion, layer
+from fdjax.contract.component import ParametricComponent
+from fdjax_convert.rules.rules import Conversion, layer
 
 RULES = layer(r"layers\.(\d+)", r"layers_\1", bias=False)
 

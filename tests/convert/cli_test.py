@@ -9,8 +9,11 @@ import sys
 import numpy as np
 import pytest
 
-from fdjax import checkpoint, registry
-from fdjax_convert import cli, load, readers
+from fdjax import checkpoint
+from fdjax.run import registry
+from fdjax_convert import cli
+from fdjax_convert import convert as load
+from fdjax_convert.formats import readers
 from tests import tiny as tiny_pipeline
 from tests.convert import tiny_components as tiny
 from tests.convert.load_test import OFFICIAL, assert_bytes, read, save

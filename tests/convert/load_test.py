@@ -16,9 +16,11 @@ import pytest
 import safetensors.numpy
 
 from fdjax import checkpoint
-from fdjax_convert import layouts, load, readers
+from fdjax_convert import convert as load
+from fdjax_convert.formats import readers
 from fdjax_convert.methods import Candidate
-from fdjax_convert.problems import CheckpointError, ConversionError
+from fdjax_convert.rules.problems import CheckpointError, ConversionError
+from fdjax_convert.tables import layouts
 from tests.convert import tiny_components as tiny
 from tests.convert import torch_files
 
@@ -208,9 +210,9 @@ def test_another_size_is_recognised(tmp_path):
 def test_published_sizes_have_names(tmp_path):
     """The words of the error for the real 14B and 1.3B networks, without weights."""
     from fdjax_convert import recognise
-    from fdjax_convert.rules import export
-    from fdjax_models.wan.dit import WAN_1_3B, WAN_14B_I2V
-    from fdjax_models.wan.transformer import WanTransformerConfig
+    from fdjax_convert.rules.rules import export
+    from fdjax_models.networks.wan_dit.dit import WAN_1_3B, WAN_14B_I2V
+    from fdjax_models.networks.wan_dit.transformer import WanTransformerConfig
 
     i2v = WanTransformerConfig(network=WAN_14B_I2V, concat_image_mask_to_latent=True)
     tensors = export(i2v.setup().param_shapes(), OFFICIAL.rules)
@@ -339,9 +341,12 @@ import numpy as np
 from tests.convert import big
 path = pathlib.Path(sys.argv[2])
 component = big.Big(big.CONFIG)
-from fdjax_convert import load, layouts, readers, recognise
+from fdjax_convert import convert as load
+from fdjax_convert import recognise
+from fdjax_convert.formats import readers
+from fdjax_convert.tables import layouts
 import orbax.checkpoint, tqdm, safetensors.numpy
-from fdjax_convert.rules import Layout
+from fdjax_convert.rules.rules import Layout
 layout = Layout('big', 'big', big.RULES, lambda keys: True, lambda shapes: 'big')
 opened = readers.open_checkpoint(path)
 small = readers.open_checkpoint(path.with_name('small.safetensors'))
@@ -374,9 +379,7 @@ def test_peak_memory_is_a_few_tensors_not_the_checkpoint(tmp_path, monkeypatch):
         }
         safetensors.numpy.save_file(tensors, tmp_path / f"{name}.safetensors")
     paths = ":".join(sys.path)
-    code = (
-        "from fdjax import checkpoint_io\ncheckpoint_io._IN_FLIGHT_BYTES = 16 << 20\n"
-    )
+    code = "from fdjax.checkpoint import io\nio._IN_FLIGHT_BYTES = 16 << 20\n"
     result = subprocess.run(
         [
             sys.executable,

@@ -6,14 +6,15 @@ import functools
 import jax
 import numpy as np
 
-from fdjax_convert import layouts, rules
-from fdjax_models.clip import ClipImageEncoderConfig
-from fdjax_models.taehv.decoder import TaehvDecoderConfig
-from fdjax_models.taehv.encoder import TaehvEncoderConfig
-from fdjax_models.umt5 import Umt5TextEncoderConfig
-from fdjax_models.wan.dit import WanDiTConfig
-from fdjax_models.wan.transformer import WanTransformerConfig
-from fdjax_models.wan.vae import WanVaeDecoderConfig, WanVaeEncoderConfig
+from fdjax_convert.rules import rules
+from fdjax_convert.tables import layouts
+from fdjax_models.networks.clip import ClipImageEncoderConfig
+from fdjax_models.networks.taehv.decoder import TaehvDecoderConfig
+from fdjax_models.networks.taehv.encoder import TaehvEncoderConfig
+from fdjax_models.networks.umt5 import Umt5TextEncoderConfig
+from fdjax_models.networks.wan_dit.dit import WanDiTConfig
+from fdjax_models.networks.wan_dit.transformer import WanTransformerConfig
+from fdjax_models.networks.wan_vae.vae import WanVaeDecoderConfig, WanVaeEncoderConfig
 
 DIT = WanDiTConfig(
     dim=48, ffn_dim=64, num_heads=2, num_layers=3, text_dim=16, text_len=8

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from fdjax_convert import wan_dit
-from fdjax_convert.layouts import detect
-from fdjax_convert.problems import ConversionError
-from fdjax_convert.rules import Conversion, convert, to_torch
-from fdjax_convert.tensors import LazyTensor
-from fdjax_models.wan import dit
-from tests.wan import tiny
+from fdjax_convert.formats.tensors import LazyTensor
+from fdjax_convert.rules.problems import ConversionError
+from fdjax_convert.rules.rules import Conversion, convert, to_torch
+from fdjax_convert.tables import wan_dit
+from fdjax_convert.tables.layouts import detect
+from fdjax_models.networks.wan_dit import dit
+from tests.networks.wan_dit import tiny
 
 PUBLISHED = {
     "Wan 1.3B T2V": (dit.WAN_1_3B, 825),

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdjax_convert import clip, rules
-from fdjax_models.clip import ClipImageEncoderConfig, preprocess
-from tests.clip import tiny
+from fdjax_convert.rules import rules
+from fdjax_convert.tables import clip
+from fdjax_models.networks.clip import ClipImageEncoderConfig, preprocess
+from tests.networks.clip import tiny
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

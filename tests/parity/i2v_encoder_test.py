@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdjax.conditioner import Conditions
-from fdjax_convert import rules, wan_vae
-from fdjax_models.wan import vae
-from fdjax_models.wan.i2v_encoder import ImageControlEncoderConfig
+from fdjax.contract.conditioner import Conditions
+from fdjax_convert.rules import rules
+from fdjax_convert.tables import wan_vae
+from fdjax_models.networks.wan_dit.i2v_encoder import ImageControlEncoderConfig
+from fdjax_models.networks.wan_vae import vae
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("flashdreams")

@@ -15,8 +15,8 @@ from flashdreams.infra.encoder.image import clip as reference_clip
 from flashdreams.infra.encoder.text.umt5 import UMT5TextEncoderConfig
 from flashdreams.recipes.wan.autoencoder import vae as reference_vae
 
-from fdjax_models.clip.preprocess import MEAN, STD
-from tests.umt5 import tiny as tiny_umt5
+from fdjax_models.networks.clip.preprocess import MEAN, STD
+from tests.networks.umt5 import tiny as tiny_umt5
 
 del flashdreams_cpu  # imported for its effect
 

@@ -21,11 +21,11 @@ from flashdreams.infra.diffusion.scheduler.fm import FlowMatchSchedulerConfig
 from flashdreams.recipes.wan.transformer.impl.network import WanDiTNetworkConfig
 from flashdreams.recipes.wan.transformer.wan21 import Wan21TransformerConfig
 
-from fdjax import media
 from fdjax.config import derive_config
-from fdjax_models.self_forcing.config import RUNNER_CONFIGS
+from fdjax.run import media
+from fdjax_models.methods.self_forcing.config import RUNNER_CONFIGS
+from tests.networks.wan_dit import tiny
 from tests.parity import published_files
-from tests.wan import tiny
 
 BASE = "self-forcing-wan2.1-t2v-1.3b"
 PROMPT = " the  red &amp;amp; sea"

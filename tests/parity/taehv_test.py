@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdjax_convert import rules, taehv
-from fdjax_models.taehv.decoder import TaehvDecoder, TaehvDecoderConfig
-from fdjax_models.taehv.encoder import TaehvEncoderConfig
+from fdjax_convert.rules import rules
+from fdjax_convert.tables import taehv
+from fdjax_models.networks.taehv.decoder import TaehvDecoder, TaehvDecoderConfig
+from fdjax_models.networks.taehv.encoder import TaehvEncoderConfig
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("flashdreams")

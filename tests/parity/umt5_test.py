@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdjax_convert import rules, umt5
-from fdjax_models.umt5 import Umt5TextEncoderConfig
-from fdjax_models.umt5.model import relative_position_buckets
-from fdjax_models.umt5.tokenizer import TokenizedPrompts, clean_prompt
-from tests.umt5 import tiny
+from fdjax_convert.rules import rules
+from fdjax_convert.tables import umt5
+from fdjax_models.networks.umt5 import Umt5TextEncoderConfig
+from fdjax_models.networks.umt5.model import relative_position_buckets
+from fdjax_models.networks.umt5.tokenizer import TokenizedPrompts, clean_prompt
+from tests.networks.umt5 import tiny
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

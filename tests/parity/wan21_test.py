@@ -14,9 +14,7 @@ from tests.parity import flashdreams_cpu, published_files  # isort: split
 
 import torch
 from flashdreams.infra.diffusion.model import DiffusionModelConfig
-from flashdreams.infra.diffusion.scheduler.fm_unipc import (
-    FlowMatchUniPCSchedulerConfig,
-)
+from flashdreams.infra.diffusion.scheduler.fm_unipc import FlowMatchUniPCSchedulerConfig
 from flashdreams.recipes.wan.autoencoder.i2v import I2VCtrl
 from flashdreams.recipes.wan.transformer.constants import NEGATIVE_PROMPT
 from flashdreams.recipes.wan.transformer.impl.network import WanDiTNetworkConfig
@@ -24,10 +22,10 @@ from flashdreams.recipes.wan.transformer.wan21 import Wan21TransformerConfig
 from PIL import Image
 from safetensors.numpy import save_file
 
-from fdjax import media
 from fdjax.config import derive_config
-from fdjax_models.wan21.config import RUNNER_CONFIGS
-from tests.wan import tiny
+from fdjax.run import media
+from fdjax_models.methods.wan21.config import RUNNER_CONFIGS
+from tests.networks.wan_dit import tiny
 
 T2V, I2V = "wan21-t2v-1.3b-480p", "wan21-i2v-14b-480p"
 PROMPT = "the red sea"

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from fdjax.attention.rope import Rope3D, rope_table
-from fdjax_convert import wan_dit
-from fdjax_convert.rules import to_torch
-from fdjax_models.wan.attention import SelfContainedAttention
-from fdjax_models.wan.dit import WanDiTConfig
-from fdjax_models.wan.patches import patchify, unpatchify
+from fdjax.streaming.patches import patchify, unpatchify
+from fdjax_convert.rules.rules import to_torch
+from fdjax_convert.tables import wan_dit
+from fdjax_models.networks.wan_dit.attention import SelfContainedAttention
+from fdjax_models.networks.wan_dit.dit import WanDiTConfig
 from tests import golden
-from tests.wan import tiny
+from tests.networks.wan_dit import tiny
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

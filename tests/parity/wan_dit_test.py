@@ -25,16 +25,16 @@ from flashdreams.recipes.wan.transformer.impl.network import WanDiTNetworkConfig
 from flashdreams.recipes.wan.transformer.wan21 import Wan21TransformerConfig
 from safetensors.numpy import save_file
 
-from fdjax.conditioner import Conditions
-from fdjax.diffusion import DiffusionModelConfig
+from fdjax.contract.conditioner import Conditions
+from fdjax.engine.diffusion import DiffusionModelConfig
 from fdjax.schedulers.euler import EulerSchedulerConfig
 from fdjax.schedulers.flow_match import FlowMatchSchedulerConfig
 from fdjax.schedulers.unipc import UniPCSchedulerConfig
-from fdjax_models.wan.control import ImageControl
-from fdjax_models.wan.dit import WanDiTConfig
-from fdjax_models.wan.transformer import WanTransformerConfig
+from fdjax_models.networks.wan_dit.control import ImageControl
+from fdjax_models.networks.wan_dit.dit import WanDiTConfig
+from fdjax_models.networks.wan_dit.transformer import WanTransformerConfig
 from tests import golden
-from tests.wan import tiny
+from tests.networks.wan_dit import tiny
 
 SCHEDULERS = {
     "flow_match": (FlowMatchSchedulerConfig, fm.FlowMatchSchedulerConfig),

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from fdjax import Conditions, Runner, RunnerConfig
-from fdjax.runner import RunnerInputs
+from fdjax.run.runner import RunnerInputs
 
 
 class RippleRunner(Runner):

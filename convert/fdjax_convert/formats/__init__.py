@@ -1,0 +1,1 @@
+"""Files of published checkpoints: readers and writers, without torch."""

@@ -1,0 +1,1 @@
+"""Rules: which published tensor fills which parameter, and how."""

@@ -1,0 +1,189 @@
+"""What is written beside parameters, and whether it is what is wanted."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from fdjax.axes import PyTree
+from fdjax.contract.component import ParametricComponent
+
+_FORMAT = 1
+_IGNORED_FIELDS = (
+    "checkpoint_path",
+    "tokenizer_path",
+    "dtype",
+    "param_dtype",
+    "_class",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What is written beside parameters.
+
+    Attributes:
+        architecture: `ParametricComponent.architecture` of the component.
+        config: The component's config as the tree of its JSON; None if unknown.
+        shapes: Sizes by path.
+        dtypes: Element types by path.
+        source: Where converted parameters come from: file, sha256, layout, wrapper.
+        files: Length in bytes of every file of a directory.
+    """
+
+    architecture: str
+    config: Any = None
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
+    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of elements."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the values in bytes."""
+        return sum(
+            math.prod(shape) * jax.numpy.dtype(self.dtypes[path]).itemsize
+            for path, shape in self.shapes.items()
+        )
+
+    @property
+    def dtype(self) -> str:
+        """The element type, or all of them, most frequent first."""
+        names = list(self.dtypes.values())
+        return ", ".join(sorted(set(names), key=names.count, reverse=True))
+
+    def to_json(self) -> str:
+        """The text of `fdjax.json`."""
+        tree = dataclasses.asdict(self) | {
+            "format": _FORMAT,
+            "config_hash": config_hash(self),
+            "dtype": self.dtype,
+            "num_parameters": self.num_parameters,
+            "fdjax": _version(),
+        }
+        return json.dumps(tree, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Metadata":
+        """Reads what `to_json` wrote; raises ValueError if it is something else."""
+        tree = json.loads(text)
+        if not isinstance(tree, dict) or tree.get("format") != _FORMAT:
+            found = tree.get("format") if isinstance(tree, dict) else tree
+            raise ValueError(f"its format must be {_FORMAT}, is {found!r}")
+        names = [field.name for field in dataclasses.fields(cls)]
+        values = {name: tree[name] for name in names}
+        values["shapes"] = {key: tuple(s) for key, s in values["shapes"].items()}
+        return cls(**values)
+
+
+def config_hash(metadata: Metadata) -> str:
+    """Identity of what parameters fit: sha256 of the architecture and all shapes."""
+    content = [metadata.architecture, sorted(metadata.shapes.items())]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def describe(
+    params: PyTree,
+    *,
+    architecture: str = "",
+    config: Any = None,
+    source: Mapping[str, Any] | None = None,
+) -> Metadata:
+    """Metadata of a tree of arrays or of shapes."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    if config is not None and not isinstance(config, Mapping):
+        from fdjax import config as configs
+
+        config = json.loads(configs.to_json(config))
+    return Metadata(
+        architecture=architecture,
+        config=config,
+        shapes={path: tuple(leaf.shape) for path, leaf in flat.items()},
+        dtypes={path: str(np.dtype(leaf.dtype)) for path, leaf in flat.items()},
+        source=dict(source or {}),
+    )
+
+
+def check_fit(
+    path: pathlib.Path,
+    metadata: Metadata,
+    target_shapes: PyTree,
+    component: ParametricComponent | None = None,
+) -> None:
+    """Checks that stored parameters are those that are wanted.
+
+    Raises:
+        ValueError: They are of another architecture or config; names both.
+    """
+    wanted = describe(
+        target_shapes,
+        architecture=component.architecture if component is not None else "",
+        config=component.config if component is not None else None,
+    )
+    names = metadata.architecture, wanted.architecture
+    if all(names) and names[0] != names[1]:
+        raise ValueError(
+            f"{path} holds parameters of {names[0]!r}, those of {names[1]!r} are "
+            "wanted."
+        )
+    fields = component.weight_fields if component is not None else ()
+    problems = _differences(metadata, wanted)
+    changed = _changed_fields(metadata.config, wanted.config)
+    problems += [
+        f"config field {name}: {there!r} there, {here!r} here"
+        for name, (there, here) in changed.items()
+        if problems or name in fields
+    ]
+    if problems:
+        shown = "".join(f"\n  - {problem}" for problem in problems[:20])
+        more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise ValueError(
+            f"{path} holds {names[0] or 'parameters'} of another config (hash "
+            f"{config_hash(metadata)[:12]}, wanted {config_hash(wanted)[:12]}):"
+            f"{shown}{more}"
+        )
+
+
+def _differences(there: Metadata, here: Metadata) -> list[str]:
+    """Paths that are missing, left over, or of another shape."""
+    problems = []
+    for name, shape in here.shapes.items():
+        if name not in there.shapes:
+            problems.append(f"{name} is missing")
+        elif there.shapes[name] != shape:
+            found = list(there.shapes[name])
+            problems.append(f"{name} is {found} there, {list(shape)} here")
+    left = [name for name in there.shapes if name not in here.shapes]
+    return problems + [f"{name} is there, but not wanted" for name in left]
+
+
+def _changed_fields(there: Any, here: Any, prefix: str = "") -> dict[str, tuple]:
+    """Config fields that differ: {path: (there, here)}."""
+    if not (isinstance(there, Mapping) and isinstance(here, Mapping)):
+        return {} if there == here or None in (there, here) else {prefix: (there, here)}
+    changed: dict[str, tuple] = {}
+    for name in here:
+        if name in there and name not in _IGNORED_FIELDS:
+            path = f"{prefix}.{name}" if prefix else name
+            changed |= _changed_fields(there[name], here[name], path)
+    return changed
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("fdjax")
+    except importlib.metadata.PackageNotFoundError:
+        return "a clone that is not installed"

@@ -1,0 +1,1 @@
+"""The contract of every component: protocols and category configs."""

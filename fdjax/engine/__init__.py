@@ -1,0 +1,1 @@
+"""The streaming pipeline: one chunk after another through pure functions."""

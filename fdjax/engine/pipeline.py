@@ -1,0 +1,483 @@
+"""The streaming pipeline: `initialize_cache`, then `generate` and `finalize`.
+
+              input                                    video
+                |                                        ^
+            [encoder]--control-->[transformer x solver]-->[decoder]      generate
+                                     |   ^   |
+                               reads |   |   | clean latent
+                                  [  cache   ]<--append                  finalize
+
+A cache is *ready* (`final_state is None`) or *pending* (after `generate`). The two are
+different tree structures, so a call out of order is refused before anything runs.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from fdjax.axes import Array, Params, PyTree
+from fdjax.config import Component, InstantiateConfig
+from fdjax.contract.component import ParametricComponent
+from fdjax.contract.conditioner import Conditions
+from fdjax.contract.encoder import NullEncoder
+from fdjax.engine import stages as stages
+from fdjax.engine.cache import StreamInferencePipelineCache, require
+from fdjax.engine.diffusion import DiffusionModel, DiffusionModelConfig
+
+
+class StageProfiler(Protocol):
+    """Is told when a stage of `generate` or `finalize` was dispatched."""
+
+    def record(self, stage: str, value: PyTree) -> None:
+        """Notes the end of `stage`, whose result is `value`."""
+
+
+class StreamInferencePipeline(Component):
+    """Encoder, diffusion model and decoder as pure functions of a cache.
+
+    `generate` and `finalize` are pure: a cache can be kept and used again, so that
+    keeping a reference is forking the rollout. With `donate=True` they work in place
+    and use their argument up.
+    """
+
+    config: "StreamInferencePipelineConfig"
+
+    @functools.cached_property
+    def diffusion_model(self) -> DiffusionModel:
+        """Transformer and scheduler."""
+        return self.config.diffusion_model.setup()
+
+    @functools.cached_property
+    def encoder(self):
+        """The control encoder, or None: `generate` then takes no input."""
+        return self.config.encoder.setup() if self.config.encoder else None
+
+    @functools.cached_property
+    def decoder(self):
+        """The decoder, or None: `generate` then returns latents."""
+        return self.config.decoder.setup() if self.config.decoder else None
+
+    @functools.cached_property
+    def text_encoder(self):
+        """The text conditioner, or None."""
+        return self.config.text_encoder.setup() if self.config.text_encoder else None
+
+    @functools.cached_property
+    def image_encoder(self):
+        """The image conditioner, or None."""
+        return self.config.image_encoder.setup() if self.config.image_encoder else None
+
+    @functools.cached_property
+    def components(self) -> dict[str, ParametricComponent]:
+        """Every part that owns parameters, by its key in `params`."""
+        parts = {
+            "transformer": self.diffusion_model.transformer,
+            "encoder": self.encoder,
+            "decoder": self.decoder,
+            "text_encoder": self.text_encoder,
+            "image_encoder": self.image_encoder,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    # Parameters
+
+    def init_params(
+        self, key: jax.Array, *, only: Sequence[str] | None = None
+    ) -> Params:
+        """Random parameters, one subtree per component.
+
+        Args:
+            key: One key for all components.
+            only: Names of the components wanted; all by default.
+        """
+        return {
+            name: part.init_params(jax.random.fold_in(key, number))
+            for number, (name, part) in enumerate(self.components.items())
+            if name in self._component_names(only)
+        }
+
+    def load_params(self, *, only: Sequence[str] | None = None) -> Params:
+        """Parameters from the checkpoints that the component configs name.
+
+        Args:
+            only: Names of the components wanted; all by default. A text encoder is
+                large: with saved conditions it need not be loaded.
+
+        Raises:
+            ValueError: An unknown component, or a checkpoint that does not fit.
+            FileNotFoundError: A checkpoint is missing.
+        """
+        names = self._component_names(only)
+        return {name: self.components[name].load_params() for name in names}
+
+    def _component_names(self, only: Sequence[str] | None) -> list[str]:
+        unknown = sorted(set(only or ()) - set(self.components))
+        if unknown:
+            raise ValueError(
+                f"only= must name components of this pipeline, "
+                f"{sorted(self.components)}; got {unknown}."
+            )
+        return [name for name in self.components if only is None or name in only]
+
+    # Conditions and the cache
+
+    def encode_conditions(
+        self,
+        params: Params,
+        *,
+        text: Sequence[str] | None = None,
+        image: Array | None = None,
+        encode: Callable[[str, Any], Array] | None = None,
+    ) -> Conditions:
+        """Runs the one-shot encoders; the result can be saved and used again.
+
+        Args:
+            params: Holds "text_encoder" and "image_encoder" where they are used.
+            text: One prompt per session.
+            image: First frames in [-1, 1], float[B, H, W, 3], pixels.
+            encode: Called as `encode(component_name, prompts_or_image)` in place of
+                the encoders; `fdjax.run.conditions_store` reads from disk with it.
+
+        Raises:
+            ValueError: Text or image does not go with this pipeline, or the
+                parameters of an encoder are not there.
+        """
+        if encode is None:
+            encode = functools.partial(self._run_conditioner, params)
+        negative_text = image_embedding = encoded = None
+        if text is not None:
+            self._require_conditioner("text_encoder", params, "text")
+            prompts = _check_prompts(text)
+            encoded = encode("text_encoder", prompts)
+            if self.diffusion_model.transformer.needs_negative_text:
+                if self.config.negative_prompt is None:
+                    raise ValueError(
+                        "Classifier-free guidance needs a negative prompt: set "
+                        "negative_prompt in the pipeline's config."
+                    )
+                negative = [self.config.negative_prompt]
+                negative_text = encode("text_encoder", negative)
+                negative_text = jnp.repeat(negative_text, len(prompts), axis=0)
+        if image is not None:
+            image = jnp.asarray(image)
+            if image.ndim != 4 or image.shape[-1] != 3:
+                raise ValueError(
+                    f"image must be [B, H, W, 3] in [-1, 1], got shape {image.shape}."
+                )
+            if self.image_encoder is not None:
+                self._require_conditioner("image_encoder", params, "image")
+                image_embedding = encode("image_encoder", image)
+        conditions = Conditions(
+            text=encoded,
+            negative_text=negative_text,
+            image_embedding=image_embedding,
+            image=image,
+        )
+        _ = conditions.batch_size
+        return conditions
+
+    def _run_conditioner(self, params: Params, name: str, value: Any) -> Array:
+        conditioner: Any = self.components[name]
+        return conditioner.encode(params[name], value)
+
+    def _require_conditioner(self, name: str, params: Params, what: str) -> None:
+        if self.components.get(name) is None:
+            raise ValueError(
+                f"{what} was given, but this pipeline has no {name}; set {name} in "
+                "its config, or pass conditions=."
+            )
+        if name not in params:
+            raise ValueError(
+                f"params hold {sorted(params)} but no {name!r}; load it with "
+                f"load_params(only=[{name!r}]), or pass conditions=."
+            )
+
+    def latent_size(self, pixel_height: int, pixel_width: int) -> tuple[int, int]:
+        """Latent rows and columns of a video of this size.
+
+        Raises:
+            ValueError: The size is no multiple of the compression ratio.
+        """
+        ratio = self.config.spatial_compression_ratio
+        for part in (self.decoder, self.encoder):
+            if ratio is None:
+                ratio = getattr(part, "spatial_compression_ratio", None)
+        if ratio is None:
+            raise ValueError(
+                "Without a decoder the pipeline cannot know how many pixels a latent "
+                "spans; set spatial_compression_ratio in its config."
+            )
+        if (
+            pixel_height < 1
+            or pixel_width < 1
+            or pixel_height % ratio
+            or (pixel_width % ratio)
+        ):
+            raise ValueError(
+                f"pixel_height and pixel_width must be positive multiples of {ratio}, "
+                f"got {pixel_height} x {pixel_width}."
+            )
+        return pixel_height // ratio, pixel_width // ratio
+
+    def initialize_cache(
+        self,
+        params: Params,
+        *,
+        text: Sequence[str] | None = None,
+        image: Array | None = None,
+        conditions: Conditions | None = None,
+        pixel_height: int | None = None,
+        pixel_width: int | None = None,
+        key: jax.Array | None = None,
+    ) -> StreamInferencePipelineCache:
+        """A ready cache: a new rollout, before its first chunk.
+
+        Args:
+            params: Weights.
+            text: One prompt per session.
+            image: First frames in [-1, 1], float[B, H, W, 3], pixels.
+            conditions: From `encode_conditions`, in place of text and image.
+            pixel_height: Video height; the image's by default.
+            pixel_width: Video width; the image's by default.
+            key: The rollout's only source of noise; the config's seed by default.
+
+        Raises:
+            ValueError: Inputs contradict each other or do not fit the model.
+        """
+        if conditions is None:
+            conditions = self.encode_conditions(params, text=text, image=image)
+        elif text is not None or image is not None:
+            raise ValueError(
+                "Give either conditions= or text=/image=, not both: conditions hold "
+                "the encoded text and image already."
+            )
+        height, width = self._pixel_size(conditions, pixel_height, pixel_width)
+        height, width = self.latent_size(height, width)
+        if key is None:
+            key = jax.random.key(self.config.diffusion_model.seed or 0)
+        caches = stages.initialize(
+            self, self._weights(params), conditions, height, width
+        )
+        return StreamInferencePipelineCache(
+            **caches,
+            final_state=None,
+            key=key,
+        )
+
+    def _pixel_size(
+        self, conditions: Conditions, height: int | None, width: int | None
+    ) -> tuple[int, int]:
+        if conditions.image is not None:
+            size = conditions.image.shape[1:3]
+            if (height or size[0], width or size[1]) != size:
+                raise ValueError(
+                    f"The image is {size[0]} x {size[1]} pixels but pixel_height, "
+                    f"pixel_width ask for {height} x {width}; resize the image, or "
+                    "leave the size out."
+                )
+            return size
+        if height is None or width is None:
+            raise ValueError(
+                "pixel_height and pixel_width are needed when no image gives the "
+                f"size, got {height} and {width}."
+            )
+        return height, width
+
+    def _weights(self, params: Params) -> Params:
+        """The subtrees that a rollout reads: no one-shot encoder."""
+        names = {"transformer", "encoder", "decoder"} & set(self.components)
+        missing = sorted(names - set(params))
+        if missing:
+            raise ValueError(
+                f"params must hold {sorted(names)}, {missing} missing; use "
+                "load_params() or init_params(key)."
+            )
+        return {name: params[name] for name in sorted(names)}
+
+    def update_conditions(
+        self,
+        params: Params,
+        cache: StreamInferencePipelineCache,
+        conditions: Conditions,
+    ) -> StreamInferencePipelineCache:
+        """The ready cache with another prompt; what was generated stays visible."""
+        require(cache, ready=True, caller="update_conditions")
+        transformer_cache = stages.update_conditions(
+            self, params["transformer"], cache.transformer_cache, conditions
+        )
+        return dataclasses.replace(cache, transformer_cache=transformer_cache)
+
+    # The autoregressive loop
+
+    def generate(
+        self,
+        params: Params,
+        cache: StreamInferencePipelineCache,
+        input: PyTree = None,
+        *,
+        noise: Array | None = None,
+        donate: bool = False,
+        profiler: StageProfiler | None = None,
+    ) -> tuple[StreamInferencePipelineCache, Array]:
+        """Makes one chunk; returns a pending cache and the chunk's video.
+
+        Args:
+            params: Weights.
+            cache: A ready cache.
+            input: This chunk's control, as the encoder takes it.
+            noise: See `DiffusionModel.generate`; drawn from the cache's key by
+                default.
+            donate: Work in place and use `cache` up.
+            profiler: Told of the stages "encode", "diffuse" and "decode".
+
+        Returns:
+            The pending cache, and video in [-1, 1], float[B, T, H, W, 3], pixels, or
+            without a decoder the clean latent, float32[B, T, H, W, C].
+
+        Raises:
+            ValueError: The cache is pending or used up, or the input has no encoder.
+        """
+        require(cache, ready=True, caller="generate")
+        if self.encoder is None and input is not None:
+            raise ValueError(
+                "generate was given an input, but this pipeline has no encoder; set "
+                f"encoder={NullEncoder.__name__}Config() to pass inputs through."
+            )
+        control, encoder_cache = None, cache.encoder_cache
+        if self.encoder is not None:
+            encoder_cache, control = stages.encode(
+                self.encoder, params["encoder"], encoder_cache, input
+            )
+        _record(profiler, "encode", control)
+
+        diffuse = stages.diffuse_in_place if donate else stages.diffuse
+        transformer_cache, final_state, output = diffuse(
+            self.diffusion_model,
+            params["transformer"],
+            cache.transformer_cache,
+            control,
+            noise,
+            cache.autoregressive_index,
+            cache.key,
+        )
+        if transformer_cache is None:
+            transformer_cache = cache.transformer_cache
+        _record(profiler, "diffuse", output)
+
+        decoder_cache = cache.decoder_cache
+        if self.decoder is not None:
+            decoder_cache, output = stages.decode(
+                self.decoder, params["decoder"], decoder_cache, output
+            )
+        _record(profiler, "decode", output)
+        cache = dataclasses.replace(
+            cache,
+            transformer_cache=transformer_cache,
+            encoder_cache=encoder_cache,
+            decoder_cache=decoder_cache,
+            final_state=final_state,
+        )
+        return cache, output
+
+    def finalize(
+        self,
+        params: Params,
+        cache: StreamInferencePipelineCache,
+        *,
+        noise: Array | None = None,
+        donate: bool = False,
+        profiler: StageProfiler | None = None,
+    ) -> StreamInferencePipelineCache:
+        """Commits the pending chunk; returns a ready cache.
+
+        Args:
+            params: Weights.
+            cache: A pending cache, from `generate`.
+            noise: See `DiffusionModel.finalize`; drawn from the cache's key by default.
+            donate: Work in place and use `cache` up.
+            profiler: Told of the stage "finalize".
+
+        Raises:
+            ValueError: The cache is ready or used up.
+        """
+        require(cache, ready=False, caller="finalize")
+        append = stages.finalize_in_place if donate else stages.finalize
+        transformer_cache, index = append(
+            self.diffusion_model,
+            params["transformer"],
+            cache.transformer_cache,
+            cache.final_state,
+            noise,
+            cache.autoregressive_index,
+            cache.key,
+        )
+        _record(profiler, "finalize", transformer_cache)
+        return dataclasses.replace(
+            cache,
+            transformer_cache=transformer_cache,
+            final_state=None,
+            autoregressive_index=index,
+        )
+
+    def rollout(
+        self,
+        params: Params,
+        cache: StreamInferencePipelineCache,
+        inputs: PyTree = None,
+        num_chunks: int = 1,
+    ) -> tuple[StreamInferencePipelineCache, Array]:
+        """Makes `num_chunks` chunks as one `lax.scan`; see `fdjax.engine.rollout`."""
+        from fdjax.engine.rollout import rollout
+
+        return rollout(self, params, cache, inputs, num_chunks)
+
+
+def _check_prompts(text: Sequence[str]) -> list[str]:
+    if isinstance(text, str):
+        raise ValueError(
+            f"text must be a sequence with one prompt per session; got the string "
+            f"{text!r}, write [{text!r}]."
+        )
+    if not text:
+        raise ValueError("text must hold at least one prompt, got none.")
+    return list(text)
+
+
+def _record(profiler: StageProfiler | None, stage: str, value: PyTree):
+    if profiler is not None:
+        profiler.record(stage, value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamInferencePipelineConfig(InstantiateConfig):
+    """Config of `StreamInferencePipeline`."""
+
+    _target: type = StreamInferencePipeline
+
+    name: str
+    """Slug of the pipeline."""
+
+    diffusion_model: DiffusionModelConfig
+    """Transformer and scheduler."""
+
+    encoder: InstantiateConfig | None = None
+    """Config of the per-chunk control encoder; None: `generate` takes no input."""
+
+    decoder: InstantiateConfig | None = None
+    """Config of the decoder; None: `generate` returns latents."""
+
+    text_encoder: InstantiateConfig | None = None
+    """Config of the text conditioner; None: no text, or ready-made conditions."""
+
+    image_encoder: InstantiateConfig | None = None
+    """Config of the image conditioner; None: no image cross-attention."""
+
+    negative_prompt: str | None = None
+    """What classifier-free guidance steers away from."""
+
+    spatial_compression_ratio: int | None = None
+    """Pixels per latent row or column; None: the decoder's, or the encoder's."""

@@ -1,0 +1,82 @@
+"""A whole rollout as one scan: exportable, differentiable, vmappable."""
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from fdjax.axes import Array, Params, PyTree
+
+if TYPE_CHECKING:
+    from fdjax.engine.pipeline import (
+        StreamInferencePipeline,
+        StreamInferencePipelineCache,
+    )
+
+
+def rollout(
+    pipeline: "StreamInferencePipeline",
+    params: Params,
+    cache: "StreamInferencePipelineCache",
+    inputs: PyTree = None,
+    num_chunks: int = 1,
+) -> "tuple[StreamInferencePipelineCache, Array]":
+    """Generates and finalizes `num_chunks` chunks.
+
+    The first chunk is peeled off, since a causal codec's first chunk is shorter; the
+    rest is one `lax.scan`. Not jitted itself: wrap it in `jax.jit`, `jax.grad`,
+    `jax.vmap` or `jax.export` as needed.
+
+    Args:
+        pipeline: The pipeline.
+        params: Weights.
+        cache: A ready cache.
+        inputs: None; or a list or tuple with each chunk's input, those after the first
+            alike in shape; or a tree whose leaves have a leading axis of `num_chunks`.
+        num_chunks: How many chunks, at least 1.
+
+    Returns:
+        The ready cache after the last chunk, and the video joined along time,
+        float[B, T, H, W, 3].
+
+    Raises:
+        ValueError: `num_chunks` is below 1, or the inputs are of another number.
+    """
+    if num_chunks < 1:
+        raise ValueError(f"num_chunks must be at least 1, got {num_chunks}.")
+    first, rest = _split_inputs(inputs, num_chunks)
+
+    def step(cache, input):
+        cache, video = pipeline.generate(params, cache, input)
+        return pipeline.finalize(params, cache), video
+
+    cache, video = step(cache, first)
+    if num_chunks == 1:
+        return cache, video
+    cache, videos = jax.lax.scan(step, cache, rest, length=num_chunks - 1)
+    # [K, B, T, H, W, C] -> [B, K * T, H, W, C]
+    videos = jnp.moveaxis(videos, 0, 1)
+    videos = videos.reshape(videos.shape[0], -1, *videos.shape[3:])
+    return cache, jnp.concatenate([video, videos], axis=1)
+
+
+def _split_inputs(inputs: PyTree, num_chunks: int) -> tuple[PyTree, PyTree]:
+    if inputs is None:
+        return None, None
+    if type(inputs) in (list, tuple):
+        if len(inputs) != num_chunks:
+            raise ValueError(
+                f"inputs must hold one entry per chunk, {num_chunks}; got "
+                f"{len(inputs)}."
+            )
+        if num_chunks == 1:
+            return inputs[0], None
+        return inputs[0], jax.tree.map(lambda *leaves: jnp.stack(leaves), *inputs[1:])
+    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(inputs)}
+    if lengths != {num_chunks}:
+        raise ValueError(
+            f"Every leaf of inputs must have a leading axis of num_chunks="
+            f"{num_chunks}, got {sorted(lengths)}."
+        )
+    first = jax.tree.map(lambda leaf: leaf[0], inputs)
+    return first, jax.tree.map(lambda leaf: leaf[1:], inputs)

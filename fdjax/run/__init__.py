@@ -1,0 +1,1 @@
+"""From files to files: runners, their reports, and the command line."""

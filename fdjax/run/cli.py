@@ -1,0 +1,258 @@
+"""`fdjax-run`: the methods that are installed, from the command line.
+
+fdjax-run --help                        every method
+fdjax-run METHOD --help                 every field of its config, as a flag
+fdjax-run METHOD --prompt "..." --pipeline.diffusion_model.seed 7
+fdjax-run METHOD --no-instantiate       print the resolved config and stop
+fdjax-run --config outputs/METHOD.config.json
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import pathlib
+import sys
+import textwrap
+import traceback
+from collections.abc import Iterator, Sequence
+
+from absl import flags
+
+from fdjax import config as config_lib
+from fdjax.config.values import did_you_mean
+from fdjax.run import flags as cli_flags
+from fdjax.run import registry, xla_flags
+from fdjax.run.runner import RunnerConfig
+
+_USER_ERRORS = (
+    ValueError,
+    KeyError,
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    flags.Error,
+)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FAILURE, _USAGE, _INTERRUPTED = 1, 2, 130  # exit codes
+_NAME = "fdjax-run"
+_COLUMN = 16  # where descriptions of methods begin
+_GENERAL_HELP = f"""\
+usage: {_NAME} METHOD [--FIELD VALUE ...]
+
+  {_NAME} METHOD --help            every field of a method, with its default
+  {_NAME} METHOD --no-instantiate  print the resolved config and stop
+  {_NAME} --config FILE            repeat a run from the config that it wrote
+  --debug                            show the traceback of an error
+
+In names, dashes and underscores are the same. Values are numbers, texts, None, true
+and false, and tuples (1,2). A bool needs no value: --FIELD or --noFIELD.
+"""
+_PLUGIN_HELP = (
+    f"A method registers through the entry-point group {registry.GROUP}, or through "
+    f'the environment variable {registry.VARIABLE}="slug=module:ATTR,...". Editing '
+    "entry points needs a reinstall of their package (pip install). Only in a clone of "
+    "fdjax are its own read from pyproject.toml each time; if the clone is not "
+    "installed, run scripts/run.py."
+)
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Returns:
+        0; 2 for a user's mistake, told in one message; 1 for a full disk; 130 after
+        Ctrl-C, with the files of what was made until then.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with _log_to_stderr():
+            code = _run(arguments)
+            sys.stdout.flush()
+            return code
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{_NAME}: interrupted. {interrupt}", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a list went away (`| head`): nothing is left to tell it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILURE
+    except _USER_ERRORS as error:
+        mistake: Exception = error
+        code = _USAGE
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        mistake, code = error, _FAILURE
+    if "--debug" in arguments:
+        traceback.print_exception(mistake)
+    print(f"{_NAME}: error: {_message(mistake)}", file=sys.stderr)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    method, rest = _split_method(arguments)
+    file = _config_file(rest)
+    discovery = registry.discover()
+    if method is None and file is None:
+        values = _parse_flags(rest, [])
+        print(
+            _method_list(discovery), file=None if values["help"].value else sys.stderr
+        )
+        if not values["help"].value:
+            raise ValueError("name a METHOD, one of those above.")
+        return 0
+    base = _base_config(method, file, discovery)
+    fields = list(cli_flags.config_fields(base))
+    values = _parse_flags(rest, fields)
+    if values["help"].value:
+        print(f"usage: {_NAME} {base.runner_name} [--FIELD VALUE ...]\n")
+        print(*textwrap.wrap(base.description, 88), sep="\n")
+        print(cli_flags.format_help(base))
+        return 0
+    try:
+        config = config_lib.derive_config(base, **cli_flags.overrides(fields, values))
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    if not values["instantiate"].value:
+        print(f"Resolved config for {config.runner_name!r}:\n{config.to_text()}")
+        return 0
+    xla_flags.set_defaults()
+    config.setup().run()
+    return 0
+
+
+def _split_method(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The method, and all other arguments. Only switches may stand before it."""
+    for index, argument in enumerate(arguments):
+        if not argument.startswith("-"):
+            return argument, arguments[:index] + arguments[index + 1 :]
+        if argument.replace("_", "-") not in ("--no-instantiate", "--debug", "--help"):
+            break
+    return None, arguments
+
+
+def _config_file(arguments: list[str]) -> pathlib.Path | None:
+    for index, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            return pathlib.Path(argument.partition("=")[2])
+        if argument == "--config":
+            if index + 1 == len(arguments):
+                raise ValueError("flag --config needs a value")
+            return pathlib.Path(arguments[index + 1])
+    return None
+
+
+def _parse_flags(
+    arguments: list[str], fields: list[cli_flags.ConfigField]
+) -> flags.FlagValues:
+    """The general flags and those of the fields, in a FlagValues of their own."""
+    values = flags.FlagValues()
+    flags.DEFINE_bool("help", False, "Explain the flags.", flag_values=values)
+    flags.DEFINE_bool("instantiate", True, "Run.", flag_values=values)
+    flags.DEFINE_bool("debug", False, "Show tracebacks.", flag_values=values)
+    flags.DEFINE_string("config", None, "A run's config.", flag_values=values)
+    cli_flags.define_flags(fields, values)
+    try:
+        values([_NAME, *cli_flags.normalise(arguments, values)])
+    except cli_flags.UnknownFlagError as error:
+        hint = (
+            "" if fields else f"; the flags of a method follow it: {_NAME} METHOD ..."
+        )
+        raise ValueError(f"{error}{hint}") from None
+    return values
+
+
+def _base_config(
+    method: str | None, file: pathlib.Path | None, discovery: registry.Discovery
+) -> RunnerConfig:
+    """The config that the flags change: a method's, or the one in a file."""
+    if file is not None:
+        if not file.is_file():
+            raise FileNotFoundError(f"--config: there is no file {file}.")
+        try:
+            config = config_lib.from_json(file.read_text(encoding="utf-8"))
+        except (TypeError, ValueError, KeyError) as error:
+            raise ValueError(f"--config {file}: {_message(error)}") from error
+        if not isinstance(config, RunnerConfig):
+            raise ValueError(
+                f"--config {file} holds a {type(config).__name__}, no run."
+            )
+        if method not in (None, config.runner_name):
+            raise ValueError(
+                f"--config {file} is a run of {config.runner_name!r}, not of "
+                f"{method!r}; leave METHOD out."
+            )
+        return config
+    assert method is not None
+    if method in discovery.configs:
+        return discovery.configs[method]
+    message = f"unknown method {method!r}{did_you_mean(method, discovery.configs)}"
+    for plugin in discovery.broken:
+        if plugin.name == method:
+            message += f"; {plugin.source} is broken: {plugin.reason}"
+    raise ValueError(f"{message}. See {_NAME} --help.")
+
+
+def _method_list(discovery: registry.Discovery) -> str:
+    lines = [_GENERAL_HELP, "methods:"]
+    if not discovery.configs:
+        lines.append("  none")
+    for slug, config in discovery.configs.items():
+        if len(slug) > _COLUMN - 4:
+            lines.append(f"  {slug}")
+            lines += _wrap(config.description, _COLUMN, _COLUMN)
+        else:
+            text = f"{slug:<{_COLUMN - 2}}{config.description}"
+            lines += _wrap(text, 2, _COLUMN)
+    if discovery.broken:
+        lines += ["", "broken plug-ins:"]
+    for plugin in discovery.broken:
+        lines += _wrap(plugin.source, 2, 6)
+        lines += _wrap(plugin.reason, 6, 6)
+    return "\n".join([*lines, "", *_wrap(_PLUGIN_HELP, 0, 0)])
+
+
+def _wrap(text: str, first: int, rest: int) -> list[str]:
+    return textwrap.wrap(
+        text,
+        88,
+        initial_indent=" " * first,
+        subsequent_indent=" " * rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _message(error: BaseException) -> str:
+    """An error's text, and where in a config it arose; a KeyError's without quotes."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else ""
+    text = text or str(error) or type(error).__name__
+    notes = getattr(error, "__notes__", [])  # jax adds others
+    return text + "".join(f" ({note})" for note in notes if note.startswith("in "))
+
+
+@contextlib.contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    """Shows log records, from INFO for methods and from WARNING for the rest."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    loggers = [logging.getLogger(name) for name in registry.method_packages()]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

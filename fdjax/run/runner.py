@@ -1,0 +1,369 @@
+"""Runs a method from files to files: prompt and controls in, video and reports out.
+
+`Runner.run` checks every input first, then loads weights, then streams: the device
+makes a chunk while the host encodes the one before. A method overrides `read_inputs`,
+and `encode_conditions` if its conditions are special.
+"""
+
+import dataclasses
+import functools
+import logging
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from fdjax import config as config_lib
+from fdjax.axes import Params, PyTree
+from fdjax.checkpoint import files
+from fdjax.config import Component, InstantiateConfig
+from fdjax.contract.conditioner import Conditions
+from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
+from fdjax.run import conditions_store as conditions_cache
+from fdjax.run import media, stats
+from fdjax.run import writer as video_writer
+from fdjax.run.report import RunReport
+
+_ONE_SHOT = ("text_encoder", "image_encoder")
+_SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunnerInputs:
+    """What a rollout starts from, read and checked.
+
+    Attributes:
+        text: One prompt, or None.
+        image: First frame in [-1, 1], float[1, H, W, 3], or None.
+        controls: One input per chunk for the pipeline's encoder, or None. The rollout
+            ends where they end.
+        extra: Whatever else the method's `encode_conditions` needs.
+    """
+
+    text: tuple[str, ...] | None = None
+    image: ArrayLike | None = None
+    controls: Sequence[PyTree] | None = None
+    extra: Any = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunnerResult:
+    """What a run made.
+
+    Attributes:
+        output: The video, or `.npy` of latents without a decoder.
+        num_frames: Frames in it.
+        stats: One entry per chunk, as in the stats file.
+    """
+
+    output: pathlib.Path
+    num_frames: int
+    stats: list[dict[str, Any]]
+
+
+class Runner(Component):
+    """Makes one video and its reports."""
+
+    config: "RunnerConfig"
+
+    @functools.cached_property
+    def pipeline(self) -> StreamInferencePipeline:
+        """The pipeline that the config describes."""
+        return self.config.pipeline.setup()
+
+    # What methods override
+
+    def read_inputs(self) -> RunnerInputs:
+        """Reads and checks what the config names; runs before any weight is read.
+
+        Raises:
+            ValueError, FileNotFoundError: An input is wrong or missing.
+        """
+        return RunnerInputs(text=self.read_text())
+
+    def encode_conditions(self, params: Params, inputs: RunnerInputs) -> Conditions:
+        """What the rollout is conditioned on.
+
+        Args:
+            params: Weights of the one-shot encoders only, loaded when they are used.
+            inputs: From `read_inputs`.
+        """
+        image = None if inputs.image is None else jnp.asarray(inputs.image)
+        if self.config.random_weights or not self.config.conditions_cache:
+            return self.pipeline.encode_conditions(
+                params, text=inputs.text, image=image
+            )
+        return conditions_cache.encode_conditions(
+            self.pipeline, params, text=inputs.text, image=image
+        )
+
+    # Helpers for methods
+
+    def read_text(self) -> tuple[str, ...] | None:
+        """The prompt, from the text or the file that the config gives.
+
+        Raises:
+            ValueError: It is empty, or this pipeline takes no prompt.
+            FileNotFoundError: The prompt file is missing.
+        """
+        if self.config.pipeline.text_encoder is not None:
+            return (files.read_prompt(self.config.prompt),)
+        if str(self.config.prompt):
+            raise ValueError(
+                f"{self.config.runner_name} takes no prompt: its pipeline has no "
+                f"text_encoder; got prompt {str(self.config.prompt)!r}."
+            )
+        return None
+
+    def read_image(
+        self, path: str | pathlib.Path, method: str = "bilinear"
+    ) -> np.ndarray:
+        """An image or a video's first frame at the size of the run, in [-1, 1].
+
+        Args:
+            path: A file or an http(s) URL.
+            method: See `fdjax.run.media.resize`.
+
+        Returns:
+            float32[1, H, W, 3].
+        """
+        image = media.read_first_frame(path)
+        size = self.config.pixel_height, self.config.pixel_width
+        if image.shape[:2] != size:
+            _log.info(
+                "%s is %d x %d, resized to %d x %d.", path, *image.shape[:2], *size
+            )
+        return media.from_uint8(media.resize(image, *size, method))[None]
+
+    # The run
+
+    def run(self) -> RunnerResult:
+        """Checks, loads, streams, writes.
+
+        Files in `output_dir`, each of which appears whole or not at all: the video
+        `<name>.mp4`, a contact sheet `<name>.png`, `stats_<name>.json`, and
+        `<name>.config.json`, from which the run can be repeated. With random weights
+        the name says so.
+
+        Raises:
+            ValueError, FileNotFoundError, PermissionError: Before anything expensive.
+            KeyboardInterrupt: After the files of an interrupted run were written.
+        """
+        inputs = self.prepare()
+        if self.config.compilation_cache:
+            enable_compilation_cache()
+        one_shot = [name for name in self.pipeline.components if name in _ONE_SHOT]
+        weights = conditions_cache.WeightsOnDemand(self._weights, one_shot)
+        conditions = self.encode_conditions(weights, inputs)
+        del weights  # text encoders are large: freed before the rest is loaded
+        streaming = [name for name in self.pipeline.components if name not in _ONE_SHOT]
+        # A size or a condition that does not fit shows in the shapes alone.
+        parts = self.pipeline.components
+        shapes = {name: parts[name].param_shapes() for name in streaming}
+        initialize = functools.partial(self._initialize_cache, conditions=conditions)
+        jax.eval_shape(initialize, shapes)
+        params = self._weights(streaming)
+        cache = initialize(params)
+        report = RunReport(self.config, self.num_chunks(inputs))
+        interrupted = False
+        try:
+            with report, self._writer(report) as writer:
+                self._stream(params, cache, inputs, writer, report)
+        except KeyboardInterrupt:
+            interrupted = True
+        if jax.process_index() == 0 and report.num_frames:
+            report.write()
+        if interrupted:
+            raise KeyboardInterrupt(report.outcome())
+        _log.info("%s", report.outcome())
+        return RunnerResult(
+            output=report.paths.output,
+            num_frames=report.num_frames,
+            stats=report.chunks(),
+        )
+
+    def prepare(self) -> RunnerInputs:
+        """Everything that can be checked before a weight is read; returns the inputs.
+
+        Raises:
+            ValueError, FileNotFoundError, PermissionError: With what to do about it.
+        """
+        config = self.config
+        config_lib.check_config(config)
+        _ = self.pipeline.components
+        self.pipeline.latent_size(config.pixel_height, config.pixel_width)
+        inputs = self.read_inputs()
+        if self.num_chunks(inputs) < 1:
+            raise ValueError("The controls must span at least one chunk, got none.")
+        files.check_output_dir(config.output_dir)
+        config_lib.to_json(config)
+        if self.pipeline.decoder is not None:
+            media.ffmpeg_executable()
+        if config.random_weights:
+            _log.warning(
+                "RANDOM WEIGHTS: %s runs untrained; its output means nothing.",
+                config.runner_name,
+            )
+        else:
+            self._check_checkpoints()
+        return inputs
+
+    def num_chunks(self, inputs: RunnerInputs) -> int:
+        """Chunks that a run makes: `total_blocks`, or fewer if the controls end."""
+        if inputs.controls is None:
+            return self.config.total_blocks
+        return min(self.config.total_blocks, len(inputs.controls))
+
+    def _initialize_cache(self, params: Params, *, conditions: Conditions) -> PyTree:
+        seed = self.config.seed
+        return self.pipeline.initialize_cache(
+            params,
+            conditions=conditions,
+            pixel_height=self.config.pixel_height,
+            pixel_width=self.config.pixel_width,
+            key=None if seed is None else jax.random.key(seed),
+        )
+
+    def _check_checkpoints(self) -> None:
+        """Finds missing files before the first one is read."""
+        for part in self.pipeline.components.values():
+            source = os.fspath(getattr(part.config, "checkpoint_path", None) or "")
+            local = source.startswith("package://") or "://" not in source
+            if source and local and not files.local_path(source).exists():
+                raise FileNotFoundError(
+                    f"There is no checkpoint at {source} "
+                    f"({type(part.config).__name__}.checkpoint_path)."
+                )
+
+    def _weights(self, only: Sequence[str]) -> Params:
+        if not self.config.random_weights:
+            return self.pipeline.load_params(only=only)
+        return self.pipeline.init_params(jax.random.key(0), only=only)
+
+    def _writer(self, report: RunReport) -> video_writer.ChunkWriter:
+        if jax.process_index() != 0:
+            return video_writer.NullWriter()
+        if self.pipeline.decoder is None:
+            return video_writer.ArrayWriter(
+                report.paths.output, axis=1, on_chunk=report.arrived
+            )
+        return video_writer.VideoWriter(
+            report.paths.output,
+            fps=self.config.fps,
+            metadata=report.metadata(),
+            on_chunk=report.arrived,
+        )
+
+    def _stream(
+        self,
+        params: Params,
+        cache: PyTree,
+        inputs: RunnerInputs,
+        writer: video_writer.ChunkWriter,
+        report: RunReport,
+    ) -> None:
+        """The autoregressive loop. Nothing in it waits for the device unless asked."""
+        profiler = stats.Profiler() if self.config.profile else None
+        for index in range(report.num_chunks):
+            control = inputs.controls[index] if inputs.controls is not None else None
+            if profiler is not None:
+                profiler.start()
+            cache, output = self.pipeline.generate(
+                params, cache, control, donate=True, profiler=profiler
+            )
+            if self.pipeline.decoder is not None:
+                output = media.to_uint8(output[0])
+            if profiler is not None:
+                jax.block_until_ready(output)
+                profiler.skip()
+            # Before the write, which may wait for the encoder: the device goes on.
+            cache = self.pipeline.finalize(
+                params, cache, donate=True, profiler=profiler
+            )
+            if profiler is not None:
+                report.stages.append(profiler.stats())
+            writer.write(output)
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that the next process need not compile.
+
+    In `FDJAX_CACHE_DIR/xla` (`~/.cache/fdjax/xla`), unless jax was given another place.
+    """
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
+        jax.config.update("jax_compilation_cache_dir", str(files.cache_dir() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunnerConfig(InstantiateConfig):
+    """Config of `Runner`: a method, and how to run it from files to files.
+
+    A subclass that validates more calls `super().__post_init__()`.
+    """
+
+    _target: type = Runner
+
+    runner_name: str
+    """Slug of the method, and name of its output files."""
+
+    description: str = ""
+    """One line for the list of methods."""
+
+    pipeline: StreamInferencePipelineConfig
+    """The pipeline that runs."""
+
+    prompt: str | pathlib.Path = ""
+    """Text, or path of a .txt file whose first line that is not empty is the prompt."""
+
+    output_dir: str | pathlib.Path = "outputs"
+    """Directory for the video and its reports; made if it is missing."""
+
+    total_blocks: int = 20
+    """Chunks to make, at least 1."""
+
+    fps: int = 16
+    """Frames per second of the video file."""
+
+    pixel_height: int = 480
+    """Rows of the video."""
+
+    pixel_width: int = 832
+    """Columns of the video."""
+
+    seed: int | None = None
+    """Seed of the noise; None: that of the diffusion model, or 0."""
+
+    random_weights: bool = False
+    """Run with random weights and without checkpoints: for tests and timings only."""
+
+    profile: bool = False
+    """Measure every stage; waits for the device after each, which costs speed."""
+
+    progress: bool | None = None
+    """Show a progress bar; None: if standard error is a terminal."""
+
+    compilation_cache: bool = True
+    """Keep compiled programs in FDJAX_CACHE_DIR (~/.cache/fdjax) for the next run."""
+
+    conditions_cache: bool = True
+    """Keep encoded prompts and images there, so that large encoders load only once."""
+
+    def __post_init__(self) -> None:
+        if not _SLUG.fullmatch(self.runner_name):
+            raise ValueError(
+                "runner_name must be letters, digits, '.', '_' and '-', as it names "
+                f"files and is typed in a shell; got {self.runner_name!r}."
+            )
+        for name in ("total_blocks", "fps", "pixel_height", "pixel_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} must be at least 1, got {getattr(self, name)}."
+                )

@@ -1,0 +1,282 @@
+"""Writes a video while it is made: encoding runs on a thread beside the device."""
+
+import contextlib
+import os
+import pathlib
+import queue
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from fdjax.checkpoint import files
+from fdjax.run import media
+
+# Without the flags colours are off by up to 4 levels, with them by 1.5.
+_TO_BT709 = (
+    "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_inp"
+)
+
+ChunkListener = Callable[[np.ndarray], None]
+"""Is called on the writer's thread with every chunk that arrived on the host."""
+
+
+class ChunkWriter(Protocol):
+    """Takes the chunks of a rollout and makes one file of them."""
+
+    def write(self, chunk: Any) -> None:
+        """Takes the next chunk; returns before it is on the host."""
+
+    def __enter__(self) -> "ChunkWriter":
+        """Starts."""
+
+    def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
+        """Completes the file; after a failure leaves an earlier file as it was."""
+
+
+class NullWriter:
+    """Writes nothing, but waits like a writer: for processes other than the first."""
+
+    def write(self, chunk: Any) -> None:
+        """Waits for the chunk."""
+        jax.block_until_ready(chunk)
+
+    def __enter__(self) -> "NullWriter":
+        return self
+
+    def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
+        del kind, value, traceback
+
+
+class _ThreadedWriter:
+    """Moves chunks to the host and `_consume`s them, both on a thread.
+
+    At most `queue_size` chunks wait; then `write` blocks, so that the device does not
+    run ahead without bound.
+    """
+
+    def __init__(
+        self, path: pathlib.Path, on_chunk: ChunkListener | None, queue_size=2
+    ):
+        self.path = path
+        self.temporary = files.temporary_path(path)
+        self._on_chunk = on_chunk
+        self._queue: queue.Queue = queue.Queue(queue_size)
+        self._error: BaseException | None = None
+        self._empty = True
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def write(self, chunk: Any) -> None:
+        """Takes the next chunk, a numpy or jax array.
+
+        Raises:
+            RuntimeError: Writing an earlier chunk failed.
+        """
+        self._check()
+        if isinstance(chunk, jax.Array):
+            chunk.copy_to_host_async()
+        self._queue.put(chunk)
+
+    def close(self) -> None:
+        """Writes what waits and gives the file its own name; no chunks, no file.
+
+        Raises:
+            RuntimeError: Writing failed; the temporary file is removed.
+        """
+        with _delayed_interrupt():
+            try:
+                self._stop()
+                self._check()
+                if not self._empty:
+                    self._finish()
+                    os.replace(self.temporary, self.path)
+            finally:
+                self._discard()
+
+    def abort(self) -> None:
+        """Drops what waits and removes the temporary file."""
+        self._error = self._error or RuntimeError("writing was given up")
+        self._stop()
+        self._discard()
+
+    def __enter__(self) -> "_ThreadedWriter":
+        return self
+
+    def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
+        del value, traceback
+        # An interrupted rollout keeps what was made; a failed one leaves the old file.
+        if kind is None or issubclass(kind, KeyboardInterrupt):
+            self.close()
+        else:
+            self.abort()
+
+    def _work(self) -> None:
+        while (chunk := self._queue.get()) is not None:
+            if self._error is not None:
+                continue  # keep emptying the queue: write() may be waiting for room
+            try:
+                chunk = np.asarray(chunk)
+                self._consume(chunk)
+                self._empty = False
+                if self._on_chunk is not None:
+                    self._on_chunk(chunk)
+            except BaseException as error:  # raised again by write() or close()
+                self._error = error
+
+    def _stop(self) -> None:
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _consume(self, chunk: np.ndarray) -> None:
+        raise TypeError(f"{type(self).__name__} must define _consume")
+
+    def _finish(self) -> None:
+        """Completes the temporary file."""
+
+    def _discard(self) -> None:
+        self.temporary.unlink(missing_ok=True)
+
+
+class ArrayWriter(_ThreadedWriter):
+    """Collects chunks and saves them as one `.npy`, joined along an axis."""
+
+    def __init__(
+        self, path: pathlib.Path, *, axis: int, on_chunk: ChunkListener | None = None
+    ):
+        self._axis = axis
+        self._chunks: list[np.ndarray] = []
+        super().__init__(path, on_chunk)
+
+    def _consume(self, chunk: np.ndarray) -> None:
+        self._chunks.append(chunk)
+
+    def _finish(self) -> None:
+        with self.temporary.open("wb") as file:
+            np.save(file, np.concatenate(self._chunks, self._axis))
+
+
+class VideoWriter(_ThreadedWriter):
+    """An mp4 that browsers play: H.264, yuv420p, index in front.
+
+    Chunks are uint8[T, H, W, 3]; an odd height or width is padded by its last row or
+    column. The colours are tagged BT.709.
+    """
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        *,
+        fps: float,
+        metadata: Mapping[str, str] | None = None,
+        on_chunk: ChunkListener | None = None,
+    ):
+        """Starts the thread; the encoder starts with the first chunk.
+
+        Args:
+            path: Ends in `.mp4`; its directory exists.
+            fps: Frames per second.
+            metadata: Tags of the file, e.g. title and comment.
+            on_chunk: Is told of every chunk that was handed to the encoder.
+
+        Raises:
+            RuntimeError: There is no ffmpeg.
+        """
+        self._executable = media.ffmpeg_executable()
+        self._fps = fps
+        self._metadata = dict(metadata or {})
+        self._process: subprocess.Popen | None = None
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115, closed by _discard
+        super().__init__(path, on_chunk)
+
+    def _consume(self, chunk: np.ndarray) -> None:
+        if chunk.ndim != 4 or chunk.shape[-1] != 3 or chunk.dtype != np.uint8:
+            raise ValueError(
+                "A chunk of video must be uint8[T, H, W, 3], got "
+                f"{chunk.dtype}{list(chunk.shape)}."
+            )
+        pad = [(0, size % 2) for size in chunk.shape[1:3]]
+        chunk = np.pad(chunk, [(0, 0), *pad, (0, 0)], mode="edge")
+        if self._process is None:
+            self._process = self._start(*chunk.shape[1:3])
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(np.ascontiguousarray(chunk).data)
+        except BrokenPipeError:
+            self._process.wait()
+            raise RuntimeError(f"ffmpeg stopped: {self._complaint()}") from None
+
+    def _start(self, height: int, width: int) -> subprocess.Popen:
+        tags = [f"{key}={value}" for key, value in self._metadata.items()]
+        command = [
+            *(self._executable, "-y", "-loglevel", "error"),
+            *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"),
+            *("-r", str(self._fps), "-i", "-", "-an"),
+            *("-vf", f"{_TO_BT709},format=yuv420p"),
+            *("-c:v", "libx264", "-crf", "18", "-preset", "veryfast"),
+            *("-colorspace", "bt709", "-color_primaries", "bt709"),
+            *("-color_trc", "bt709", "-color_range", "tv"),
+            *(part for tag in tags for part in ("-metadata", tag)),
+            *("-movflags", "+faststart", str(self.temporary)),
+        ]
+        # A session of its own: Ctrl-C in the terminal must not stop the encoder.
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stderr=self._log, start_new_session=True
+        )
+
+    def _finish(self) -> None:
+        assert self._process is not None
+        self._close_pipe(self._process)
+        if self._process.wait() != 0:
+            raise RuntimeError(f"ffmpeg failed: {self._complaint()}")
+
+    def _complaint(self) -> str:
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace").strip() or "no message"
+
+    def _discard(self) -> None:
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.kill()
+                self._process.wait()
+            self._close_pipe(self._process)
+        self._log.close()
+        super()._discard()
+
+    def _close_pipe(self, process: subprocess.Popen) -> None:
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+
+
+@contextlib.contextmanager
+def _delayed_interrupt() -> Iterator[None]:
+    """Ctrl-C takes effect at the end of the block; a second one at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[bool] = []
+
+    def note(number, frame):
+        del number, frame
+        if came:
+            raise KeyboardInterrupt
+        came.append(True)
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if came:
+        raise KeyboardInterrupt

@@ -1,0 +1,1 @@
+"""What every streaming diffusion transformer shares."""

@@ -1,0 +1,1 @@
+"""Methods: pipelines as values, and how each is run."""

@@ -1,0 +1,130 @@
+"""Runs maze-world from files to files: a prompt, keys and a start in, a video out."""
+
+import dataclasses
+import logging
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fdjax.run.runner import Runner, RunnerConfig, RunnerInputs
+from fdjax_models.methods.maze_world import controls, rendering, simulator, text
+
+_log = logging.getLogger(__name__)
+
+
+class MazeRunner(Runner):
+    """Starts from an image, from a maze of the simulator, or from the prompt alone."""
+
+    config: "MazeRunnerConfig"
+
+    def read_inputs(self) -> RunnerInputs:
+        """The prompt, the keys held in every chunk, and the start image.
+
+        Raises:
+            ValueError: The size is not the one the weights are for, a key is unknown,
+                or two starts are given.
+            FileNotFoundError: A file is missing.
+        """
+        config = self.config
+        size = config.pixel_height, config.pixel_width
+        if size != (rendering.HEIGHT, rendering.WIDTH):
+            raise ValueError(
+                f"pixel_height and pixel_width must be {rendering.HEIGHT} and "
+                f"{rendering.WIDTH}, for which maze-world was trained, got {size}."
+            )
+        if str(config.image) and config.maze_seed is not None:
+            raise ValueError(
+                f"Give image ({config.image}) or maze_seed ({config.maze_seed}), not "
+                "both: each one says where to start."
+            )
+        prompt = self.read_text()
+        image = None
+        if str(config.image):
+            image = self.read_image(config.image)
+        elif config.maze_seed is not None:
+            tokens = text.tokenize_prompt(prompt[0] if prompt else "")
+            image = start_image(config.maze_seed, tokens)
+        keys = controls.parse_controls(read_controls(config.controls))
+        num_chunks = controls.num_chunks_for(keys)
+        if num_chunks > config.total_blocks:
+            _log.info(
+                "controls last %d chunks, total_blocks stops after %d.",
+                num_chunks,
+                config.total_blocks,
+            )
+        per_chunk = controls.controls_per_chunk(keys, num_chunks)
+        return RunnerInputs(text=prompt, image=image, controls=list(per_chunk[:, None]))
+
+
+def start_image(seed: int, tokens: np.ndarray) -> np.ndarray:
+    """Renders the first view of a random maze, as the prompt describes it.
+
+    Args:
+        seed: Names the maze, and what the prompt leaves open.
+        tokens: From `text.tokenize_prompt`.  int32[4].
+
+    Returns:
+        float32[1, 96, 160, 3] in [-1, 1].
+    """
+    world_key, pose_key = jax.random.split(jax.random.key(seed))
+    world = simulator.random_world(world_key)
+    said = tokens != np.array(text.UNSAID_IDS)
+    style = jnp.where(said, tokens - np.array(text.UNSAID_IDS) - 1, world.style)
+    world = dataclasses.replace(world, style=style)
+    pose = simulator.random_pose(pose_key, world)
+    return np.asarray(jax.jit(rendering.render)(world, pose))[None]
+
+
+def read_controls(value: str | pathlib.Path) -> str:
+    """Returns a control string, read from a file if `value` is a path or ends in .txt.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: It is no UTF-8 text.
+    """
+    if isinstance(value, str) and not value.strip().endswith(".txt"):
+        return value
+    path = pathlib.Path(value if not isinstance(value, str) else value.strip())
+    if not path.is_file():
+        raise FileNotFoundError(f"controls file {path} does not exist.")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"controls file {path} must be UTF-8: {error}.") from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MazeRunnerConfig(RunnerConfig):
+    """Config of `MazeRunner`."""
+
+    _target: type = MazeRunner
+
+    prompt: str | pathlib.Path = "red brick maze at dusk"
+    """Colour, material, light and air of the maze, in any order; or a .txt file."""
+
+    controls: str | pathlib.Path = "w*24 a*24 d*24 w*24"
+    """Keys and for how many frames: w forward, s back, a turn left, d turn right,
+    . none; "wa*8" holds two. Or a .txt file that says so."""
+
+    image: str | pathlib.Path = ""
+    """First frame; another size than 96 x 160 is resized. Empty: none."""
+
+    maze_seed: int | None = None
+    """Start from this maze of the simulator, in the prompt's style; None: do not."""
+
+    total_blocks: int = 1500
+    """At most this many chunks of 4 frames; the run ends with the controls."""
+
+    fps: int = simulator.FRAMES_PER_SECOND
+    """Frames per second of the video file."""
+
+    pixel_height: int = rendering.HEIGHT
+    """Rows of the video."""
+
+    pixel_width: int = rendering.WIDTH
+    """Columns of the video."""
+
+    conditions_cache: bool = False
+    """Keep encoded prompts and images on disk; here encoding them takes no time."""

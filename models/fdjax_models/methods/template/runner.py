@@ -1,0 +1,74 @@
+"""Runs the template on synthetic inputs: random conditions and controls."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fdjax.axes import Params
+from fdjax.contract.conditioner import Conditions
+from fdjax.run.runner import Runner, RunnerConfig, RunnerInputs
+
+
+class TemplateRunner(Runner):
+    """Reads no files; a method with files overrides `read_inputs` to read them."""
+
+    config: "TemplateRunnerConfig"
+
+    def read_inputs(self) -> RunnerInputs:
+        """One random control per chunk."""
+        self.read_text()
+        pipeline = self.config.pipeline
+        if pipeline.encoder is None:
+            return RunnerInputs()
+        encoder: Any = pipeline.encoder
+        transformer = pipeline.diffusion_model.transformer
+        size = self.pipeline.latent_size(
+            self.config.pixel_height, self.config.pixel_width
+        )
+        shape = (1, transformer.len_t, *size, encoder.in_channels)
+        key = jax.random.key(self.config.input_seed)
+        return RunnerInputs(
+            controls=[
+                jax.random.normal(jax.random.fold_in(key, index), shape)
+                for index in range(self.config.total_blocks)
+            ]
+        )
+
+    def encode_conditions(self, params: Params, inputs: RunnerInputs) -> Conditions:
+        """Random conditions, as a text encoder would give them."""
+        del params, inputs
+        transformer = self.config.pipeline.diffusion_model.transformer
+        shape = (2, 1, self.config.num_context_tokens, transformer.context_dim)
+        key = jax.random.key(self.config.input_seed + 1)
+        text, negative_text = jax.random.normal(key, shape, jnp.float32)
+        return Conditions(
+            text=text,
+            negative_text=negative_text if transformer.guidance_scale > 1 else None,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TemplateRunnerConfig(RunnerConfig):
+    """Config of `TemplateRunner`."""
+
+    _target: type = TemplateRunner
+
+    pixel_height: int = 6
+    """Rows of the video."""
+
+    pixel_width: int = 4
+    """Columns of the video."""
+
+    fps: int = 8
+    """Frames per second of the video file."""
+
+    random_weights: bool = True
+    """The template is not trained."""
+
+    num_context_tokens: int = 4
+    """Tokens of the random conditions."""
+
+    input_seed: int = 42
+    """Seed of the random conditions and controls."""

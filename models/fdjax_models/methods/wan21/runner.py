@@ -1,0 +1,38 @@
+"""Runs Wan 2.1, which makes all frames of a video in one chunk."""
+
+import dataclasses
+
+from fdjax_models.methods.wan21.base_runner import WanImageRunnerConfig, WanRunnerConfig
+
+
+def _check_one_chunk(config: WanRunnerConfig) -> None:
+    if config.total_blocks != 1:
+        raise ValueError(
+            "Wan 2.1 makes all frames in one chunk: total_blocks must be 1, got "
+            f"{config.total_blocks}. The length of the video is that of the chunk, "
+            "len_t and window_size_t of the transformer, in latent frames."
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wan21RunnerConfig(WanRunnerConfig):
+    """Config of a text-to-video run."""
+
+    total_blocks: int = 1
+    """Chunks to make: one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_one_chunk(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wan21ImageRunnerConfig(WanImageRunnerConfig):
+    """Config of an image-to-video run."""
+
+    total_blocks: int = 1
+    """Chunks to make: one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_one_chunk(self)

@@ -1,1 +1,0 @@
-"""The Wan family: diffusion transformer, autoencoders, controls."""

@@ -1,0 +1,412 @@
+"""Parameters on disk: whole or not at all, and refused where they do not fit."""
+
+import dataclasses
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from fdjax import checkpoint
+from fdjax.checkpoint import io as checkpoint_io
+from fdjax.checkpoint import store
+from fdjax.config import InstantiateConfig
+from fdjax.contract.component import ParametricComponent
+
+
+class Mlp(ParametricComponent):
+    architecture = "mlp"
+    weight_fields = ("num_heads",)
+
+    def init_params(self, key):
+        config = self.config
+        layers = {"fc1": nn.Dense(config.width), "fc2": nn.Dense(3)}
+        shapes = {"fc1": (4,), "fc2": (config.width,)}
+        return {
+            name: jax.tree.map(
+                lambda leaf: leaf.astype(config.dtype),
+                layer.init(key, jnp.zeros(shapes[name]))["params"],
+            )
+            for name, layer in layers.items()
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MlpConfig(InstantiateConfig):
+    _target: type = Mlp
+    checkpoint_path: str | None = None
+    width: int = 5
+    num_heads: int = 1
+    window: int = 7
+    dtype: str = "float32"
+
+
+class Other(Mlp):
+    architecture = "other"
+
+
+def make(**fields):
+    return MlpConfig(**fields).setup()
+
+
+def assert_same(params, expected, dtype=None):
+    assert jax.tree.structure(params) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
+        assert isinstance(a, jax.Array)
+        assert a.dtype == (dtype or b.dtype)
+        np.testing.assert_array_equal(a, b.astype(a.dtype))
+
+
+PATHS = ["params", "params.safetensors"]
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
+def test_round_trip(tmp_path, name, stored):
+    component = make(dtype=stored)
+    params = component.init_params(jax.random.key(0))
+    written = checkpoint.save(tmp_path / "a" / name, params, component=component)
+    path = tmp_path / "a" / name
+    assert written == checkpoint.read_metadata(path)
+    assert written.architecture == "mlp"
+    assert written.num_parameters == 4 * 5 + 5 + 5 * 3 + 3
+    assert written.dtype == stored
+    assert_same(checkpoint.restore(path), params)
+    assert_same(checkpoint.restore(path, component=component), params)
+    wider = make(dtype="float32")
+    assert_same(checkpoint.restore(path, component=wider), params, "float32")
+    assert_same(
+        checkpoint.restore(path, component=component, dtype="bfloat16"),
+        params,
+        "bfloat16",
+    )
+    assert os.listdir(tmp_path / "a") == [name]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_load_params_takes_a_path_of_either_kind(tmp_path, name):
+    component = make(checkpoint_path=str(tmp_path / name))
+    params = component.init_params(jax.random.key(0))
+    checkpoint.save(tmp_path / name, params, component=component)
+    assert_same(component.load_params(), params)
+
+
+def test_a_plain_file_with_our_paths_is_ours(tmp_path):
+    params = make().init_params(jax.random.key(0))
+    flat = {
+        f"{a}/{b}": np.asarray(v, np.float16)
+        for a, c in params.items()
+        for b, v in c.items()
+    }
+    safetensors.numpy.save_file(flat, tmp_path / "w.safetensors")
+    component = make(checkpoint_path=str(tmp_path / "w.safetensors"))
+    loaded = component.load_params()
+    for a, c in params.items():
+        for b in c:
+            assert loaded[a][b].dtype == jnp.float32
+            np.testing.assert_array_equal(loaded[a][b], flat[f"{a}/{b}"])
+
+
+def test_arrays_go_where_they_are_told(tmp_path):
+    params = make().init_params(jax.random.key(0))
+    checkpoint.save(tmp_path / "p", params)
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    wanted = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    for leaf in jax.tree.leaves(checkpoint.restore(tmp_path / "p", sharding=wanted)):
+        assert leaf.sharding == wanted
+    tree = jax.tree.map(lambda _: wanted, params)
+    for leaf in jax.tree.leaves(checkpoint.restore(tmp_path / "p", sharding=tree)):
+        assert leaf.sharding == wanted
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_another_config_is_refused_and_both_are_named(tmp_path, name):
+    small, large = make(), make(width=8, window=9)
+    path = tmp_path / name
+    checkpoint.save(path, small.init_params(jax.random.key(0)), component=small)
+    with pytest.raises(ValueError, match="another config") as error:
+        checkpoint.restore(path, component=large)
+    text = str(error.value)
+    assert "fc1/kernel is [4, 5] there, [4, 8] here" in text
+    assert "config field width: 5 there, 8 here" in text
+    hashes = [
+        checkpoint.config_hash(
+            checkpoint.describe(c.param_shapes(), architecture="mlp")
+        )
+        for c in (small, large)
+    ]
+    assert all(value[:12] in text for value in hashes)
+    # Fields that say nothing about the weights may differ; those that do may not.
+    checkpoint.restore(path, component=make(window=9, checkpoint_path="x"))
+    with pytest.raises(ValueError, match="config field num_heads: 1 there, 2 here"):
+        checkpoint.restore(path, component=make(num_heads=2))
+    with pytest.raises(ValueError, match=r"of 'mlp', those of 'other' are wanted"):
+        checkpoint.restore(path, component=Other(MlpConfig()))
+
+
+def test_missing_and_left_over_leaves_are_named(tmp_path):
+    params = make().init_params(jax.random.key(0))
+    del params["fc1"]["bias"]
+    params["fc3"] = {"kernel": jnp.zeros(2)}
+    checkpoint.save(tmp_path / "p", params, architecture="mlp")
+    with pytest.raises(ValueError, match="another config") as error:
+        checkpoint.restore(tmp_path / "p", component=make())
+    assert "fc1/bias is missing" in str(error.value)
+    assert "fc3/kernel is there, but not wanted" in str(error.value)
+
+
+def test_nothing_is_overwritten_unless_asked(tmp_path):
+    params = make().init_params(jax.random.key(0))
+    other = jax.tree.map(lambda x: x + 1, params)
+    for name in PATHS:
+        path = tmp_path / name
+        checkpoint.save(path, params)
+        with pytest.raises(FileExistsError, match=name):
+            checkpoint.save(path, other)
+        assert_same(checkpoint.restore(path), params)
+        checkpoint.save(path, other, overwrite=True)
+        assert_same(checkpoint.restore(path), other)
+    assert sorted(os.listdir(tmp_path)) == sorted(PATHS)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_save_that_fails_leaves_nothing(tmp_path, name):
+    def fail():
+        raise RuntimeError("read failed")
+
+    params = {"a": jnp.ones(3), "b": checkpoint_io.LazyArray((2,), np.float32, fail)}
+    with pytest.raises(RuntimeError, match="read failed"):
+        checkpoint.save(tmp_path / name, params)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_the_source_is_asked_for_last_and_may_refuse(tmp_path, name):
+    events = []
+
+    def read():
+        events.append("read")
+        return np.ones(2, np.float32)
+
+    def source():
+        events.append("source")
+        return {"sha256": "abc"}
+
+    def refuse():
+        raise ValueError("holds NaN")
+
+    params = {"a": checkpoint_io.LazyArray((2,), np.float32, read)}
+    written = checkpoint.save(tmp_path / name, params, source=source)
+    assert events == ["read", "source"]
+    assert written.source == {"sha256": "abc"}
+    assert checkpoint.read_metadata(tmp_path / name) == written
+    with pytest.raises(ValueError, match="holds NaN"):
+        checkpoint.save(tmp_path / f"b-{name}", params, source=refuse)
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_lazy_leaves_are_read_in_turn_and_released(tmp_path):
+    events = []
+
+    def lazy(i):
+        def read():
+            events.append(("read", i))
+            return np.full((300, 400), i, np.float32)
+
+        return checkpoint_io.LazyArray(
+            (300, 400), np.float32, read, lambda: events.append(("release", i))
+        )
+
+    params = {f"l{i}": lazy(i) for i in range(4)} | {"x": np.arange(3.0)}
+    checkpoint.save(tmp_path / "p", params)
+    assert sorted(events) == sorted(
+        (e, i) for e in ("read", "release") for i in range(4)
+    )
+    restored = checkpoint.restore(tmp_path / "p")
+    assert float(restored["l3"].min()) == 3
+    np.testing.assert_array_equal(restored["x"], [0, 1, 2])
+
+
+def test_in_flight_leaves_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_io, "_IN_FLIGHT_BYTES", 1000)
+    alive, peak = set(), []
+
+    def lazy(i):
+        def read():
+            alive.add(i)
+            peak.append(len(alive))
+            return np.zeros(200, np.float32)
+
+        return checkpoint_io.LazyArray(
+            (200,), np.float32, read, lambda: alive.discard(i)
+        )
+
+    checkpoint.save(tmp_path / "p", {f"l{i}": lazy(i) for i in range(6)})
+    assert max(peak) == 1
+
+
+_KILLED = """
+import sys, time, pathlib
+import numpy as np
+from fdjax import checkpoint
+from fdjax.checkpoint import io as checkpoint_io
+def stall():
+    pathlib.Path(sys.argv[2]).touch()
+    time.sleep(60)
+params = {'a': np.ones(3), 'z': checkpoint_io.LazyArray((2,), 'float32', stall)}
+checkpoint.save(sys.argv[1], params)
+"""
+
+
+def test_a_killed_save_leaves_no_checkpoint_and_can_be_repeated(tmp_path):
+    path, flag = tmp_path / "run" / "p", tmp_path / "flag"
+    process = subprocess.Popen([sys.executable, "-c", _KILLED, path, flag])
+    while not flag.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not path.exists()
+    assert len(os.listdir(path.parent)) == 1  # what the killed process could not remove
+    params = make().init_params(jax.random.key(0))
+    checkpoint.save(path, params)
+    assert os.listdir(path.parent) == ["p"]
+    assert_same(checkpoint.restore(path), params)
+
+
+def test_damaged_directories_are_refused(tmp_path):
+    component = make(width=2000)
+    path = tmp_path / "p"
+    checkpoint.save(path, component.init_params(jax.random.key(0)), component=component)
+    assert checkpoint.is_intact(path)
+    whole = tmp_path / "whole"
+    shutil.copytree(path, whole)
+    files = [file for file in path.rglob("*") if file.is_file()]
+    largest = max(files, key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:1000])
+    with pytest.raises(
+        ValueError, match=r"damaged: .* has 1000 bytes, must have \d{5}"
+    ):
+        checkpoint.restore(path, component=component)
+    for name in ("manifest.ocdbt", "ocdbt.process_0"):
+        shutil.rmtree(path)
+        shutil.copytree(whole, path)
+        (path / "params" / name).rename(tmp_path / name)
+        with pytest.raises(ValueError, match=rf"damaged: .*{name}.* is missing"):
+            checkpoint.restore(path, component=component)
+        assert not checkpoint.is_intact(path)
+    (path / "fdjax.json").write_text("{")
+    assert not checkpoint.is_intact(path)
+    with pytest.raises(ValueError, match="damaged, its metadata"):
+        checkpoint.restore(path, component=component)
+    (path / "fdjax.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(ValueError, match="format must be 1, is 99"):
+        checkpoint.restore(path, component=component)
+    (path / "fdjax.json").unlink()
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        checkpoint.restore(path, component=component)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        checkpoint.restore(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("keep", [4, 100, -10])
+def test_truncated_safetensors_are_refused(tmp_path, keep, monkeypatch):
+    monkeypatch.setattr(store, "_converters", lambda: [])
+    path = tmp_path / "p.safetensors"
+    component = make(checkpoint_path=str(path))
+    checkpoint.save(path, component.init_params(jax.random.key(0)), component=component)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"p\.safetensors"):
+        component.load_params()
+
+
+def test_a_component_without_a_checkpoint_says_what_to_set():
+    with pytest.raises(
+        ValueError, match=r"MlpConfig names no checkpoint: set its check"
+    ):
+        make().load_params()
+
+
+def test_sources_that_nobody_knows_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_converters", lambda: [])
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt .*MlpConfig\.checkpoint"):
+        make(checkpoint_path=str(tmp_path / "nowhere.pt")).load_params()
+    (tmp_path / "a.pt").write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match=r"no converter knows the architecture .mlp."):
+        make(checkpoint_path=str(tmp_path / "a.pt")).load_params()
+
+
+def test_converters_are_asked_in_turn(tmp_path, monkeypatch):
+    params = make().init_params(jax.random.key(0))
+    asked = []
+
+    class Entry:
+        def __init__(self, result):
+            self.result = result
+            self.value = f"plugin:{id(self)}"
+
+        def load(self):
+            def converter(component, source, *, sharding=None):
+                asked.append((component, source, sharding))
+                return self.result
+
+            return converter
+
+    monkeypatch.setattr(
+        store.importlib.metadata,
+        "entry_points",
+        lambda group: {store.CONVERTERS: [Entry(None), Entry(params)]}[group],
+    )
+    component = make(checkpoint_path="hf://owner/repo/file.pt")
+    assert component.load_params() is params
+    assert asked == [(component, "hf://owner/repo/file.pt", None)] * 2
+
+
+def test_a_clone_that_is_not_installed_has_its_converter(monkeypatch):
+    monkeypatch.setattr(store.importlib.metadata, "entry_points", lambda group: [])
+    [converter] = store._converters()
+    assert converter.value == "fdjax_convert.convert:load_params"
+    assert callable(converter.load())
+
+
+def test_a_full_disk_is_named_before_and_during_a_save(tmp_path, monkeypatch):
+    params = make().init_params(jax.random.key(0))
+    usage = shutil.disk_usage(tmp_path)._replace(free=10)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(OSError, match=r"too full: .* needed, .* free") as error:
+            checkpoint.save(tmp_path / "p", params)
+    assert error.value.errno == errno.ENOSPC
+
+    def fill():
+        raise ValueError("RESOURCE_EXHAUSTED: [Errno 28] No space left on device")
+
+    lazy = checkpoint_io.LazyArray((2,), np.float32, fill)
+    with pytest.raises(OSError, match=r"filled up while .*p was written") as error:
+        checkpoint.save(tmp_path / "p", {"a": lazy})
+    assert error.value.errno == errno.ENOSPC
+    assert os.listdir(tmp_path) == []
+
+
+def test_locks_exclude_other_processes(tmp_path):
+    code = (
+        "import sys, pathlib; from fdjax.checkpoint import io as checkpoint_io\n"
+        "with checkpoint_io.file_lock(pathlib.Path(sys.argv[1])): print('got it')"
+    )
+    with checkpoint_io.file_lock(tmp_path / "lock"):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path / "lock"], stdout=subprocess.PIPE
+        )
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(3)
+    assert process.communicate(timeout=30)[0] == b"got it\n"

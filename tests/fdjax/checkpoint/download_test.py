@@ -1,0 +1,316 @@
+"""Local paths, Hugging Face and other addresses, against servers on this machine."""
+
+import errno
+import hashlib
+import json
+import shutil
+import socket
+
+import pytest
+
+from fdjax.checkpoint import download
+from fdjax.checkpoint.download import HubSource, fetch, parse_hub
+from tests.convert import servers
+
+BODY = bytes(range(256)) * 5000
+
+
+@pytest.fixture
+def server():
+    with servers.serve() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path, monkeypatch):
+    """Caches of their own, and no waiting between attempts."""
+    monkeypatch.setenv("FDJAX_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+    return tmp_path
+
+
+@pytest.fixture
+def hub(server, tmp_path, monkeypatch):
+    """The server, in the place of huggingface.co."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    real = huggingface_hub.hf_hub_download
+    snapshot = huggingface_hub.snapshot_download
+    place = {"cache_dir": str(tmp_path / "hub")}
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda *a, **k: real(*a, **k, **place)
+    )
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *a, **k: snapshot(*a, **k, **place)
+    )
+    return server
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("hf://a/b/c/d.pt", HubSource("a/b", "c/d.pt")),
+        ("a/b/c/d.pt", HubSource("a/b", "c/d.pt")),
+        ("hf://a/b@v1.0/d.pt", HubSource("a/b", "d.pt", "v1.0")),
+        ("hf://a/b", HubSource("a/b")),
+        ("Wan-AI/Wan2.1-T2V-1.3B/", HubSource("Wan-AI/Wan2.1-T2V-1.3B")),
+        ("https://huggingface.co/a/b", HubSource("a/b")),
+        (
+            "https://huggingface.co/a/b/resolve/main/c/d%20e.pt?download=true",
+            HubSource("a/b", "c/d e.pt", "main"),
+        ),
+        ("https://www.huggingface.co/a/b/blob/v1/d.pt", HubSource("a/b", "d.pt", "v1")),
+        ("http://hf.co/a/b/tree/main/folder", HubSource("a/b", "folder", "main")),
+        ("https://example.org/a/b/c.pt", None),
+        ("/a/b/c.pt", None),
+        ("./a/b.pt", None),
+        ("~/a/b.pt", None),
+        ("model.pt", None),
+        ("s3://a/b", None),
+    ],
+)
+def test_ways_to_name_something_on_the_hub(source, expected):
+    assert parse_hub(source) == expected
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "hf://onlyowner",
+        "hf:///a/b",
+        "https://huggingface.co/a",
+        "https://huggingface.co/a/b/commits/main",
+        "https://huggingface.co/a/b/raw/main/c.pt",
+    ],
+)
+def test_addresses_that_cannot_be_read_are_refused(source):
+    with pytest.raises(ValueError, match=r"must look like"):
+        parse_hub(source)
+
+
+def test_local_paths_are_used_as_they_are(tmp_path, monkeypatch):
+    path = tmp_path / "owner" / "repo.pt"
+    path.parent.mkdir()
+    path.write_bytes(b"x")
+    assert fetch(path) == path
+    monkeypatch.chdir(tmp_path)
+    assert fetch("owner/repo.pt").read_bytes() == b"x"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert fetch("~/owner/repo.pt") == path
+    with pytest.raises(FileNotFoundError, match=r"at missing\.pt; set --source"):
+        fetch("missing.pt", flag="--source")
+    with pytest.raises(ValueError, match=r"s3://bucket/key: must be a local path"):
+        fetch("s3://bucket/key")
+
+
+# --- Hugging Face -----------------------------------------------------------------
+
+
+def test_a_file_of_the_hub_is_fetched_once(hub):
+    hub.files["owner/repo/folder/a.pt"] = BODY
+    path = fetch("hf://owner/repo/folder/a.pt")
+    assert path.read_bytes() == BODY
+    assert download.known_sha256(path) == hashlib.sha256(BODY).hexdigest()
+    gets = [r for r in hub.requests if r[0] == "GET"]
+    assert (
+        fetch(f"https://huggingface.co/owner/repo/blob/{'0' * 40}/folder/a.pt") == path
+    )
+    assert [r for r in hub.requests if r[0] == "GET"] == gets
+
+
+def test_an_index_of_the_hub_brings_its_shards(hub):
+    index = {"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}
+    hub.files["owner/repo/t/m.safetensors.index.json"] = json.dumps(index).encode()
+    hub.files["owner/repo/t/1.safetensors"] = b"one"
+    hub.files["owner/repo/t/2.safetensors"] = b"two"
+    for source in ("owner/repo/t/m.safetensors.index.json", "hf://owner/repo/t"):
+        path = fetch(source)
+        assert path.name == "m.safetensors.index.json"
+        assert path.with_name("1.safetensors").read_bytes() == b"one"
+        assert path.with_name("2.safetensors").read_bytes() == b"two"
+
+
+def test_folders_of_the_hub(hub):
+    hub.files["owner/repo/a.safetensors"] = b"one"
+    hub.files["owner/repo/README.md"] = b"text"
+    assert fetch("owner/repo").read_bytes() == b"one"
+    hub.files["owner/repo/b.pth"] = b"two"
+    with pytest.raises(FileNotFoundError, match=r"several .* a\.safetensors, b\.pth"):
+        fetch("owner/repo")
+    hub.files["owner/parts/vae/v.safetensors"] = b"one"
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint.*: vae/v\.safetensors"):
+        fetch("owner/parts")
+    assert fetch("owner/parts/vae").read_bytes() == b"one"
+
+
+def test_a_broken_connection_to_the_hub_is_resumed(hub, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)
+    hub.files["owner/repo/a.pt"] = BODY
+    hub.drop_after = [300_000]
+    assert fetch("owner/repo/a.pt").read_bytes() == BODY
+    gets = [r for r in hub.requests if r[0] == "GET" and r[1].endswith("/a.pt")]
+    ranges = [r[2] for r in gets]
+    assert len(ranges) == 2
+    assert ranges[1].startswith("bytes=")
+    assert ranges[1] != "bytes=0-"
+
+
+def test_what_is_missing_on_the_hub_is_explained(hub):
+    hub.files["owner/repo/a.pt"] = BODY
+    with pytest.raises(FileNotFoundError) as error:
+        fetch("owner/repo/b.pt", flag="--checkpoint_path")
+    text = str(error.value)
+    assert "b.pt cannot be fetched: owner/repo has no such file" in text
+    assert "Get it from https://huggingface.co/owner/repo/blob/main/b.pt" in text
+    assert "set --checkpoint_path to the local file" in text
+    with pytest.raises(
+        FileNotFoundError, match=r"no repository .* no local file x/y/a"
+    ):
+        fetch("x/y/a.pt")
+    with pytest.raises(
+        FileNotFoundError, match=r"no repository x/y, or you have no acc"
+    ):
+        fetch("hf://x/y")
+
+
+def test_a_licence_that_was_not_accepted_is_explained(hub, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def refuse(*args, **kwargs):
+        raise errors.GatedRepoError.__new__(errors.GatedRepoError)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(FileNotFoundError, match=r"licence: accept it .* HF_TOKEN"):
+        fetch("owner/repo/a.pt")
+
+
+def test_offline_mode_uses_the_cache_only(hub, monkeypatch):
+    from huggingface_hub import constants
+
+    hub.files["owner/repo/t/a.pt"] = BODY
+    path = fetch("owner/repo/t/a.pt")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.requests.clear()
+    assert fetch("owner/repo/t/a.pt") == path
+    assert fetch("owner/repo/t") == path.parent
+    with pytest.raises(FileNotFoundError, match=r"not in the cache, and offline mode"):
+        fetch("owner/repo/t/b.pt")
+    assert hub.requests == []
+
+
+def test_a_server_that_cannot_be_reached_is_explained(hub, monkeypatch):
+    from huggingface_hub import constants
+
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    for source in ("owner/repo/a.pt", "owner/repo"):
+        with pytest.raises(
+            FileNotFoundError, match=r"cannot be fetched: .*Get it from"
+        ):
+            fetch(source)
+
+
+def test_a_disk_that_is_full_is_not_called_a_missing_file(hub, monkeypatch):
+    import huggingface_hub
+
+    def fill(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fill)
+    with pytest.raises(OSError, match=r"HF_HOME.*was written") as error:
+        fetch("owner/repo/a.pt")
+    assert error.value.errno == errno.ENOSPC
+
+
+# --- other addresses --------------------------------------------------------------
+
+
+def test_a_url_is_fetched_once(server):
+    server.files["x/a.pt"] = BODY
+    path = fetch(server.url + "/x/a.pt")
+    assert path.name == "a.pt"
+    assert path.read_bytes() == BODY
+    assert fetch(server.url + "/x/a.pt") == path
+    assert len(server.requests) == 1
+    assert sorted(p.name for p in path.parent.iterdir()) == [".lock", "a.pt"]
+
+
+def test_broken_connections_are_resumed(server):
+    server.files["a.pt"] = BODY
+    server.drop_after = [400_000, 0, 500_000]
+    assert fetch(server.url + "/a.pt").read_bytes() == BODY
+    ranges = [request[2] for request in server.requests]
+    assert ranges == [None, "bytes=400000-", "bytes=400000-", "bytes=900000-"]
+
+
+def test_the_next_run_goes_on_where_the_last_one_ended(server):
+    server.files["a.pt"] = BODY
+    server.drop_after = [100_000, 100_000, 100_000, 100_000]
+    with pytest.raises(FileNotFoundError, match=r"goes on from there") as error:
+        fetch(server.url + "/a.pt", flag="--source")
+    assert "set --source to the local file" in str(error.value)
+    server.requests.clear()
+    assert fetch(server.url + "/a.pt").read_bytes() == BODY
+    assert [request[2] for request in server.requests] == ["bytes=400000-"]
+
+
+def test_a_file_that_changed_meanwhile_is_fetched_anew(server):
+    server.files["a.pt"] = BODY
+    server.drop_after = [100_000] * 4
+    with pytest.raises(FileNotFoundError):
+        fetch(server.url + "/a.pt")
+    server.files["a.pt"] = BODY[::-1]
+    assert fetch(server.url + "/a.pt").read_bytes() == BODY[::-1]
+
+
+def test_checksums_are_checked(server):
+    server.files["a.pt"] = BODY
+    right = hashlib.sha256(BODY).hexdigest()
+    assert fetch(f"{server.url}/a.pt#sha256={right}").read_bytes() == BODY
+    with pytest.raises(ValueError, match=rf"must have sha256 {'0' * 64}.*has {right}"):
+        fetch(f"{server.url}/a.pt#sha256={'0' * 64}")
+    with pytest.raises(ValueError, match="must have sha256"):
+        fetch(f"{server.url}/a.pt#sha256={'0' * 64}")
+
+
+def test_errors_of_the_server_are_explained(server):
+    with pytest.raises(FileNotFoundError, match=r"/missing\.pt cannot be .*404"):
+        fetch(server.url + "/missing.pt")
+    assert len(server.requests) == 1  # it will not be there a second later either
+    server.status["busy.pt"] = 503
+    with pytest.raises(FileNotFoundError, match="503"):
+        fetch(server.url + "/busy.pt")
+    assert len(server.requests) == 5
+
+
+def test_offline_mode_forbids_urls(server, monkeypatch):
+    server.files["a.pt"] = BODY
+    monkeypatch.setenv("HF_HUB_OFFLINE", "true")
+    with pytest.raises(FileNotFoundError, match="offline mode is on"):
+        fetch(server.url + "/a.pt")
+    assert server.requests == []
+
+
+def test_a_disk_without_room_is_seen_before_the_download(server, monkeypatch):
+    server.files["a.pt"] = BODY
+    usage = shutil.disk_usage("/")._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match="too full") as error:
+        fetch(server.url + "/a.pt")
+    assert error.value.errno == errno.ENOSPC

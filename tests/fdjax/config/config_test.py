@@ -1,0 +1,435 @@
+"""Configs: variants, printing, comparing, hashing, JSON, docs, and their errors."""
+
+import dataclasses
+import enum
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.typing import DTypeLike
+
+from fdjax.config import (
+    Component,
+    InstantiateConfig,
+    check_config,
+    config_hash,
+    derive_config,
+    from_json,
+    to_json,
+)
+from fdjax.config import values as config_values
+from fdjax.config.docs import field_docs
+
+
+class Mode(enum.Enum):
+    FAST = "fast"
+    EXACT = "exact"
+
+
+class Engine(Component):
+    pass
+
+
+class OtherEngine(Component):
+    pass
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineConfig(InstantiateConfig):
+    """An engine."""
+
+    _target: type = Engine
+    num_cylinders: int = 4
+    """Number of cylinders; even."""
+
+    shift: float = 5.0
+    """Timestep shift."""
+    dtype: DTypeLike = jnp.bfloat16
+    mode: Mode = Mode.FAST
+    sizes: tuple[int, ...] = (1, 2)
+    """Sizes, in
+    tokens."""
+
+    def __post_init__(self):
+        if self.num_cylinders % 2:
+            raise ValueError(f"{self.num_cylinders=} must be even.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TurboEngineConfig(EngineConfig):
+    boost: float | None = None
+    """Boost, in bar."""
+    shift: float = 8.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CarConfig(InstantiateConfig):
+    name: str = "car"
+    """Name of the car."""
+    engine: EngineConfig = EngineConfig()
+    spare: EngineConfig | None = None
+    seed: int | None = None
+    folder: pathlib.Path = pathlib.Path("a/b")
+    limit: float = float("inf")
+    extra: Any = None
+    wheels: tuple[InstantiateConfig, ...] = ()
+    kind: Literal["sport", "family"] = "sport"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FleetConfig(InstantiateConfig):
+    car: CarConfig = CarConfig()
+
+
+FULL = FleetConfig(
+    car=CarConfig(
+        engine=TurboEngineConfig(boost=1.5, dtype=np.dtype("float16"), sizes=()),
+        spare=EngineConfig(_target=OtherEngine, mode=Mode.EXACT),
+        seed=3,
+        wheels=(EngineConfig(num_cylinders=2), EngineConfig(num_cylinders=6)),
+        extra=(1, ("é", 2.5), None, True, jnp.int8),
+    )
+)
+
+
+def test_setup_builds_the_target():
+    config = EngineConfig()
+    assert config.setup() == Engine(config)
+    assert hash(config.setup()) == hash(Engine(EngineConfig()))
+
+
+def test_derive_patches_three_levels_deep_and_keeps_the_base():
+    base = FleetConfig()
+    new = derive_config(base, car={"engine": {"num_cylinders": 6}, "seed": 9})
+    assert new.car.engine.num_cylinders == 6
+    assert new.car.seed == 9
+    assert base == FleetConfig()
+    assert new.car.engine == EngineConfig(num_cylinders=6)
+    assert type(new) is FleetConfig
+
+
+def test_derive_replaces_a_whole_config_and_keeps_subclasses():
+    turbo = derive_config(FleetConfig(), car={"engine": TurboEngineConfig()})
+    new = derive_config(turbo, car={"engine": {"boost": 2.0}})
+    assert new.car.engine == TurboEngineConfig(boost=2.0)
+    assert derive_config(new, car={"spare": EngineConfig()}).car.spare is not None
+
+
+def test_derive_validates_several_changes_together():
+    with pytest.raises(ValueError, match=r"num_cylinders=5 must be even") as error:
+        derive_config(FleetConfig(), car={"engine": {"num_cylinders": 5}})
+    assert "FleetConfig.car.engine" in error.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"car": {"engine": {"num_cylinder": 3}}},
+            "Unknown field at FleetConfig.car.engine: EngineConfig.num_cylinder; "
+            "did you mean 'num_cylinders'?",
+        ),
+        (
+            {"cra": 1},
+            "Unknown field at FleetConfig: FleetConfig.cra; did you mean 'car'?",
+        ),
+        ({"setup": 1}, "Unknown field at FleetConfig: FleetConfig.setup"),
+    ],
+)
+def test_derive_names_unknown_fields(changes, message):
+    with pytest.raises(KeyError) as error:
+        derive_config(FleetConfig(), **changes)
+    assert error.value.args[0] == message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"car": {"spare": {"mode": 1}}},
+            r"dict patch at FleetConfig\.car\.spare.*None",
+        ),
+        ({"car": {"seed": {"x": 1}}}, r"dict patch at FleetConfig\.car\.seed"),
+        (
+            {"car": {"seed": "3"}},
+            r"FleetConfig\.car\.seed must be int or None, got '3'",
+        ),
+        ({"car": {"seed": True}}, r"car\.seed must be int or None, got True \(bool\)"),
+        ({"car": 3}, r"FleetConfig\.car must be CarConfig, got 3"),
+        ({"car": {"name": None}}, r"car\.name must be str, got None"),
+        ({"car": {"engine": {"sizes": [1]}}}, r"sizes must be tuple of int, got \[1\]"),
+        ({"car": {"engine": {"sizes": (1, 2.0)}}}, r"sizes must be tuple of int"),
+        ({"car": {"engine": {"mode": "fast"}}}, r"mode must be one of FAST, EXACT"),
+        ({"car": {"engine": {"dtype": "flaot32"}}}, r"dtype must be a dtype"),
+        ({"car": {"kind": "bus"}}, r"kind must be one of 'sport', 'family', got 'bus'"),
+    ],
+)
+def test_derive_refuses_wrong_types(changes, message):
+    with pytest.raises(TypeError, match=message):
+        derive_config(FleetConfig(), **changes)
+
+
+def test_check_config_finds_what_construction_accepted():
+    bad = FleetConfig(car=CarConfig(wheels=(EngineConfig(shift="1"),)))
+    with pytest.raises(
+        TypeError, match=r"FleetConfig\.car\.wheels\[0\]\.shift must be"
+    ):
+        check_config(bad)
+    check_config(FULL)
+
+
+def test_configs_compare_and_hash_by_value():
+    assert derive_config(FULL, car={"seed": 3}) == FULL
+    assert hash(derive_config(FULL, car={"seed": 3})) == hash(FULL)
+    assert derive_config(FULL, car={"seed": 4}) != FULL
+    assert EngineConfig() != EngineConfig(_target=OtherEngine)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        FULL.car = None
+
+
+def test_prints_as_a_tree():
+    config = derive_config(FULL, car={"folder": pathlib.Path("x/y z")})
+    assert (
+        str(config)
+        == f"""\
+FleetConfig:
+    car: CarConfig:
+        name: 'car'
+        engine: TurboEngineConfig:
+            num_cylinders: 4
+            shift: 8.0
+            dtype: float16
+            mode: FAST
+            sizes: ()
+            boost: 1.5
+        spare: EngineConfig:
+            _target: {__name__}:OtherEngine
+            num_cylinders: 4
+            shift: 5.0
+            dtype: bfloat16
+            mode: EXACT
+            sizes: (1, 2)
+        seed: 3
+        folder: x/y z
+        limit: inf
+        extra: (1, ('é', 2.5), None, True, int8)
+        wheels:
+            [0]: EngineConfig:
+                num_cylinders: 2
+                shift: 5.0
+                dtype: bfloat16
+                mode: FAST
+                sizes: (1, 2)
+            [1]: EngineConfig:
+                num_cylinders: 6
+                shift: 5.0
+                dtype: bfloat16
+                mode: FAST
+                sizes: (1, 2)
+        kind: 'sport'"""
+    )
+    assert config.to_text() == str(config)
+
+
+@pytest.mark.parametrize("config", [FleetConfig(), FULL, EngineConfig(shift=-0.1)])
+def test_json_round_trip(config):
+    text = to_json(config)
+    assert from_json(text) == config
+    assert to_json(from_json(text)) == text
+    assert config_hash(from_json(text)) == config_hash(config)
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"not strict: {name}"))
+
+
+def test_json_fills_missing_fields_with_defaults():
+    tree = json.loads(to_json(CarConfig(name="x")))
+    del tree["seed"]
+    assert from_json(json.dumps(tree)) == CarConfig(name="x")
+
+
+def _tree(**changes):
+    return json.dumps(json.loads(to_json(CarConfig())) | changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("{", ValueError, "must be JSON"),
+        ("[1]", ValueError, "_class"),
+        ('{"_class": 3}', ValueError, "config: "),
+        ('{"_class": "antigravity:fly"}', ValueError, "in no package that registers"),
+        ('{"_class": "subprocess:Popen"}', ValueError, "in no package that registers"),
+        (
+            '{"_class": "fdjax.axes:PyTree"}',
+            ValueError,
+            "not a subclass of Instantiate",
+        ),
+        ('{"_class": "fdjax.config:Nope"}', ValueError, "does not exist"),
+        ('{"_class": "fdjax.nothing:Nope"}', ValueError, "does not exist"),
+        (_tree(sede=1), KeyError, "config: CarConfig.sede; did you mean 'seed'"),
+        (_tree(seed="x"), TypeError, r"config.seed must be int or None, got 'x'"),
+        (_tree(engine=None), TypeError, "config.engine must be EngineConfig"),
+        (_tree(extra={"_dtype": "nope"}), ValueError, "must be a dtype"),
+        (_tree(extra={"_enum": "os:path"}), ValueError, "not a member of a loaded"),
+        (_tree(extra={"_type": "subprocess:Popen"}), ValueError, "in no package"),
+        (_tree(extra={"_exec": "1"}), ValueError, "config.extra must be a config"),
+    ],
+)
+def test_json_errors(text, error, message):
+    assert "antigravity" not in sys.modules
+    with pytest.raises(error, match=message):
+        from_json(text)
+    assert "antigravity" not in sys.modules
+
+
+def test_json_reruns_validation():
+    tree = json.loads(to_json(CarConfig()))
+    tree["engine"]["num_cylinders"] = 3
+    with pytest.raises(ValueError, match="must be even"):
+        from_json(json.dumps(tree))
+
+
+@pytest.mark.parametrize(
+    "value", [print, [1], np.zeros(2), {"a": 1}, np.int64(3), b"x"]
+)
+def test_json_refuses_values_that_it_cannot_bring_back(value):
+    with pytest.raises(TypeError, match=r"CarConfig\.extra holds .* no JSON form"):
+        to_json(CarConfig(extra=value))
+
+
+def test_hash_depends_on_values_not_on_their_spelling():
+    assert config_hash(EngineConfig(shift=5)) == config_hash(EngineConfig(shift=5.0))
+    spellings = [jnp.float32, np.float32, np.dtype("float32")]
+    assert len({config_hash(EngineConfig(dtype=dtype)) for dtype in spellings}) == 1
+    others = [
+        EngineConfig(),
+        EngineConfig(shift=6),
+        EngineConfig(mode=Mode.EXACT),
+        EngineConfig(_target=OtherEngine),
+        EngineConfig(dtype=jnp.float32),
+        TurboEngineConfig(shift=5.0),
+    ]
+    assert len({config_hash(config) for config in others}) == len(others)
+
+
+def test_hash_is_the_same_in_another_process():
+    program = (
+        "from fdjax.config import InstantiateConfig, config_hash\n"
+        "print(config_hash(InstantiateConfig()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONHASHSEED": "77", "PYTHONPATH": ":".join(sys.path)},
+    )
+    assert done.stdout.strip() == config_hash(InstantiateConfig())
+
+
+def test_field_docs_come_from_the_source_and_are_inherited():
+    docs = field_docs(TurboEngineConfig)
+    assert docs["num_cylinders"] == "Number of cylinders; even."
+    assert docs["shift"] == "Timestep shift."
+    assert docs["sizes"] == "Sizes, in\ntokens."
+    assert docs["boost"] == "Boost, in bar."
+    assert docs["_target"].startswith("Class that `setup()`")
+    assert "mode" not in docs
+
+
+def test_field_docs_of_a_class_without_source_are_empty():
+    space = {"InstantiateConfig": InstantiateConfig, "__name__": "made_up"}
+    exec("class Made(InstantiateConfig):\n    x: int = 3\n    '''Text.'''", space)
+    assert set(field_docs(space["Made"])) == {"_target"}
+
+
+@pytest.mark.parametrize(
+    ("text", "annotation", "value"),
+    [
+        ("3", int, 3),
+        ("-3", int | None, -3),
+        ("None", int | None, None),
+        ("None", str, "None"),
+        ("3", float, 3.0),
+        ("1e-3", float, 1e-3),
+        ("TRUE", bool, True),
+        ("0", bool, False),
+        ("a b", str, "a b"),
+        ("", str, ""),
+        ("a/b", pathlib.Path, pathlib.Path("a/b")),
+        ("a", str | pathlib.Path, "a"),
+        ("3", int | str, 3),
+        ("x", int | str, "x"),
+        ("1,2", tuple[int, ...], (1, 2)),
+        ("(1, 2,)", tuple[int, ...], (1, 2)),
+        ("()", tuple[int, ...], ()),
+        ("", tuple[int, ...], ()),
+        ("None", tuple[int, ...] | None, None),
+        ("7", tuple[int, ...] | None, (7,)),
+        ("[(1, 2), (3, 4)]", tuple[tuple[int, int], ...], ((1, 2), (3, 4))),
+        ("a,b", tuple[str, ...], ("a", "b")),
+        ("EXACT", Mode, Mode.EXACT),
+        ("exact", Mode, Mode.EXACT),
+        ("family", Literal["sport", "family"], "family"),
+        ("2", Literal[1, 2], 2),
+        ("float32", DTypeLike, jnp.float32),
+        ("bfloat16", DTypeLike | None, jnp.bfloat16),
+        ("None", DTypeLike | None, None),
+        ("float32", np.dtype, np.dtype("float32")),
+    ],
+)
+def test_parse(text, annotation, value):
+    parsed = config_values.parse(text, annotation)
+    assert parsed == value
+    assert isinstance(parsed, type(value)) or config_values.is_dtype(value)
+    assert config_values.matches(parsed, annotation)
+    assert config_values.can_parse(annotation, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "current", "value"),
+    [
+        ("float32", jnp.bfloat16, jnp.float32),
+        ("3", 1, 3),
+        ("3", "a", "3"),
+        ("None", None, None),
+        ("None", 3, None),
+        ("3,4,5", (1, 2), (3, 4, 5)),
+    ],
+)
+def test_parse_goes_by_the_present_value_where_any_is_allowed(text, current, value):
+    assert config_values.parse(text, Any, current) == value
+
+
+def test_parse_gives_no_config():
+    with pytest.raises(ValueError, match="must be None, got 'x'"):
+        config_values.parse("x", Any, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "annotation", "message"),
+    [
+        ("x", int, "must be int, got 'x'"),
+        ("3.5", int | None, "must be int or None, got '3.5'"),
+        ("None", int, "must be int, got 'None'"),
+        ("maybe", bool, "must be true or false, got 'maybe'"),
+        ("1,2,3", tuple[int, int], r"must be tuple \(int, int\), got '1,2,3'"),
+        ("1,x", tuple[int, ...], "must be int, got 'x'"),
+        ("FSAT", Mode, "must be one of FAST, EXACT, got 'FSAT'; did you mean 'FAST'"),
+        ("sprot", Literal["sport"], "must be one of 'sport'.*did you mean 'sport'"),
+        ("flaot32", DTypeLike, "must be a dtype, got 'flaot32'"),
+        ("", pathlib.Path, "must be a path"),
+    ],
+)
+def test_parse_says_what_is_required(text, annotation, message):
+    with pytest.raises(ValueError, match=message):
+        config_values.parse(text, annotation)
+
+
+def test_did_you_mean():
+    assert config_values.did_you_mean("sede", ["seed", "x"]) == "; did you mean 'seed'?"
+    assert config_values.did_you_mean("q", ["seed"]) == ""

@@ -1,0 +1,44 @@
+"""Compiler flags: defaults are added, the user's own win."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from fdjax.run import xla_flags
+
+FLAG = "--xla_gpu_enable_triton_gemm"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", f"{FLAG}=false"),
+        ("--xla_dump_to=/x", f"--xla_dump_to=/x {FLAG}=false"),
+        (f"{FLAG}=true", f"{FLAG}=true"),
+        (f"{FLAG}", f"{FLAG}"),
+    ],
+)
+def test_defaults_are_added_and_never_override(given, expected):
+    assert xla_flags.with_defaults(given) == expected
+
+
+def test_later_versions_get_none(monkeypatch):
+    monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
+    assert xla_flags.with_defaults("") == ""
+
+
+def test_set_defaults_changes_the_environment(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/x")
+    xla_flags.set_defaults()
+    assert os.environ["XLA_FLAGS"] == f"--xla_dump_to=/x {FLAG}=false"
+
+
+def test_xla_knows_the_flags():
+    code = (
+        "from fdjax.run import xla_flags; xla_flags.set_defaults(); "
+        "import jax; jax.devices()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

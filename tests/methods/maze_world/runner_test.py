@@ -1,0 +1,69 @@
+"""What the runner reads, and what it refuses before it reads any weight."""
+
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fdjax.config import derive_config
+from fdjax_models.methods.maze_world.config import RUNNER_CONFIGS
+
+CONFIG = RUNNER_CONFIGS["maze-world"]
+
+
+def read(tmp_path, **changes):
+    config = derive_config(CONFIG, output_dir=str(tmp_path), **changes)
+    return config.setup().prepare()
+
+
+def test_default_inputs(tmp_path):
+    inputs = read(tmp_path)
+    assert inputs.image is None
+    assert inputs.text == (CONFIG.prompt,)
+    assert all(np.shape(keys) == (1, 4, 2) for keys in inputs.controls)
+
+
+def test_a_seed_starts_in_a_maze_of_the_prompts_style(tmp_path):
+    red, blue = (
+        read(tmp_path, maze_seed=1, prompt=f"{colour} brick at day").image
+        for colour in ("red", "blue")
+    )
+    assert red.shape == (1, 96, 160, 3)
+    assert red[..., 0].mean() > red[..., 2].mean()
+    assert blue[..., 2].mean() > blue[..., 0].mean()
+    again = read(tmp_path, maze_seed=1, prompt="red brick at day").image
+    np.testing.assert_array_equal(red, again)
+
+
+def test_an_image_of_another_size_is_resized_with_a_note(tmp_path, caplog):
+    path = tmp_path / "start.png"
+    Image.fromarray(np.full((50, 70, 3), 200, np.uint8)).save(path)
+    with caplog.at_level(logging.INFO):
+        image = read(tmp_path, image=str(path)).image
+    assert image.shape == (1, 96, 160, 3)
+    assert "resized to 96 x 160" in caplog.text
+
+
+def test_controls_from_a_file(tmp_path):
+    path = tmp_path / "keys.txt"
+    path.write_text("w*4 a*4\n")
+    keys = read(tmp_path, controls=str(path)).controls
+    assert len(keys) == 3
+    np.testing.assert_array_equal(keys[2][0], [[0, 1]] * 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"controls": "w*4 q*2"}, ValueError, "'q'"),
+        ({"controls": "missing.txt"}, FileNotFoundError, "missing.txt"),
+        ({"image": "missing.png"}, FileNotFoundError, "missing.png"),
+        ({"prompt": ""}, ValueError, "prompt"),
+        ({"pixel_height": 104}, ValueError, "96 and 160"),
+        ({"image": "a.png", "maze_seed": 3}, ValueError, "not both"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
+        read(tmp_path, **changes)
