@@ -1,16 +1,18 @@
 """A smallest pipeline with every moving part, for tests of the runtime alone."""
 
 import dataclasses
+from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fdjax.config import InstantiateConfig
 from fdjax.contract.conditioner import Conditions
 from fdjax.contract.decoder import StreamingDecoder
 from fdjax.contract.encoder import NullEncoderConfig
-from fdjax.contract.scheduler import Scheduler
+from fdjax.contract.scheduler import LatentState, Scheduler
 from fdjax.contract.transformer import Transformer
 from fdjax.engine.diffusion import DiffusionModelConfig
 from fdjax.engine.pipeline import StreamInferencePipelineConfig
@@ -44,14 +46,22 @@ class MeanTransformer(Transformer):
     def latent_shape(self, cache):
         return cache.mean.shape
 
-    def predict_flow(self, params, latent, timestep, workspace, control):
-        hidden = latent + workspace.mean + workspace.text + timestep / 1000
+    def start(self, params, cache, control):
+        return cache, control
+
+    def predict_flow(self, params, workspace, latent, timestep):
+        cache, control = workspace
+        hidden = latent + cache.mean + cache.text + timestep / 1000
         if control is not None:
             hidden = hidden + control[:, None, None]
-        return workspace.replace(scratch=hidden), jnp.tanh(hidden @ params["w"])
+        flow = jnp.tanh(hidden @ params["w"])
+        return (cache.replace(scratch=hidden), control), flow
 
-    def append(self, params, latent, timestep, cache, control):
-        _, flow = self.predict_flow(params, latent, timestep, cache, control)
+    def release(self, workspace):
+        return workspace
+
+    def commit(self, params, cache, residue, clean, timestep):
+        _, flow = self.predict_flow(params, (cache, residue), clean, timestep)
         return cache.replace(mean=0.5 * cache.mean + 0.5 * flow)
 
     def patchify(self, latent):
@@ -68,20 +78,29 @@ class MeanTransformerConfig(InstantiateConfig):
     channels: int = 4
 
 
+class TwoSteps(NamedTuple):
+    timestep: np.ndarray
+    needs_draw: np.ndarray
+    sigma: np.ndarray
+    next_sigma: np.ndarray
+
+
 class TwoStepScheduler(Scheduler):
-    num_draws = 2
+    sigmas = np.array([1.0, 0.5, 0.0], np.float32)
+    steps = TwoSteps(
+        timestep=1000 * sigmas[:-1],
+        needs_draw=np.array([True, False]),
+        sigma=sigmas[:-1],
+        next_sigma=sigmas[1:],
+    )
 
-    def scan(self, carry, noise, predict_flow, step_noise):
-        def step(state, record):
-            carry, x = state
-            sigma, next_sigma, eps = record
-            carry, flow = predict_flow(carry, x, 1000 * sigma)
-            clean = x - sigma * flow
-            return (carry, (1 - next_sigma) * clean + next_sigma * eps), None
+    def init(self, noise):
+        return LatentState(noise)
 
-        sigmas = jnp.array([1.0, 0.5]), jnp.array([0.5, 0.0])
-        draws = jnp.concatenate([step_noise, jnp.zeros_like(noise)[None]])
-        return jax.lax.scan(step, (carry, noise), (*sigmas, draws))[0]
+    def update(self, state, record, flow, draw):
+        clean = state.latent - record.sigma * flow
+        kept = (1 - record.next_sigma) * clean
+        return LatentState(kept + record.next_sigma * draw)
 
     def add_noise(self, clean, timestep, noise):
         return clean + timestep / 1000 * (noise - clean)

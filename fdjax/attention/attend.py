@@ -35,8 +35,9 @@ def attend(
 
     Args:
         query: [B, L, N, D].
-        key: [B, S, N, D].  What lies behind `length` must be finite.
-        value: [B, S, N, D].  Likewise.
+        key: [B, S, N, D], or with fewer heads, a divisor of N: neighbouring queries
+            share a key.  What lies behind `length` must be finite.
+        value: As `key`.
         length: Valid keys, clipped to 0 ... S; None for all. With 0 the output is 0.
             int32[] or int32[B], traced or not.
         scale: Multiplies the scores; None for D ** -0.5.
@@ -52,6 +53,7 @@ def attend(
         ValueError: Shapes that do not match, an unknown back end, or one that does not
             support the arrays.
     """
+    key, value = _spread(query, key, value)
     backend, length, scale = _resolve(query, key, value, length, scale, backend)
     if backend == "cudnn":
         return cudnn.attend(
@@ -75,6 +77,7 @@ def attend_with_lse(
         The output, [B, L, N, D], and log(sum(exp(scale * query key^T))) over the valid
         keys, float32[B, N, L]; without valid keys a finite -1e30.
     """
+    key, value = _spread(query, key, value)
     backend, length, scale = _resolve(query, key, value, length, scale, backend)
     implementation = cudnn.attend_with_lse if backend == "cudnn" else xla.attend
     return implementation(query, key, value, length=length, scale=scale)
@@ -104,6 +107,15 @@ def merge(outs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:
         for weight, part in zip(weights, outs, strict=True)
     )
     return out.astype(outs[0].dtype), maximum + jnp.log(total)
+
+
+def _spread(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
+    """Repeats keys and values that several query heads share.  [B, S, N, D] each."""
+    num_heads, shared = query.shape[2], key.shape[2]
+    if num_heads == shared or num_heads % shared or key.shape[2] != value.shape[2]:
+        return key, value
+    copies = num_heads // shared
+    return jnp.repeat(key, copies, axis=2), jnp.repeat(value, copies, axis=2)
 
 
 def _resolve(

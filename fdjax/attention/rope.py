@@ -93,31 +93,36 @@ class Rope3D:
         at a few thousand frames.
 
         Args:
-            time: Position of each frame.  int32[T], traced or not.
+            time: Position of each frame.  int32[T] or int32[B, T], traced or not.
             height: Rows of tokens.
             width: Columns of tokens.
-            offset: Added to every position, in frames; None adds nothing.  int32[],
-                traced or not.
+            offset: Added to every position, in frames; None adds nothing.  int32[] or
+                int32[B], traced or not.
 
         Returns:
             float32[L, D / 2] with L = T * height * width: tokens in the order (frame,
-            row, column), pairs in the order (time, rows, columns).
+            row, column), pairs in the order (time, rows, columns). With B in one of
+            the arguments float32[B, L, D / 2].
         """
         by_time, by_row, by_column = self.frequencies
-        time_angles = jnp.asarray(time, jnp.float32)[:, None] * by_time
+        time_angles = jnp.asarray(time, jnp.float32)[..., None] * by_time
         if offset is not None:
-            shift = jnp.asarray(offset, jnp.float32) * by_time
+            # [..., 1, D_t / 2]
+            shift = jnp.asarray(offset, jnp.float32)[..., None, None] * by_time
             # The barrier forbids the compiler to fuse the product into the sum.
             time_angles = sum(jax.lax.optimization_barrier((time_angles, shift)))
         rows = np.arange(height, dtype=np.float32)[:, None] * by_row
         columns = np.arange(width, dtype=np.float32)[:, None] * by_column
-        grid = time_angles.shape[0], height, width
+        *sessions, num_frames, _ = time_angles.shape
+        grid = *sessions, num_frames, height, width
         angles = (
-            jnp.broadcast_to(time_angles[:, None, None], (*grid, by_time.size)),
-            jnp.broadcast_to(rows[None, :, None], (*grid, by_row.size)),
+            jnp.broadcast_to(time_angles[..., None, None, :], (*grid, by_time.size)),
+            jnp.broadcast_to(rows[:, None], (*grid, by_row.size)),
             jnp.broadcast_to(columns, (*grid, by_column.size)),
         )
-        return jnp.concatenate(angles, axis=-1).reshape(-1, self.head_dim // 2)
+        # [(B,) T, H, W, D / 2]
+        joined = jnp.concatenate(angles, axis=-1)
+        return joined.reshape(*sessions, -1, self.head_dim // 2)
 
     def rotate(self, features: Array, table: RopeTable) -> Array:
         """Turns the features of every head; see `rotate`."""

@@ -1,4 +1,4 @@
-"""The contract of a solver: from noise to a clean latent in one `lax.scan`.
+"""The contract of a solver: records of steps, and what one step does to a latent.
 
 All solvers here speak rectified flow (arXiv:2209.03003, equation 1). At the noise level
 sigma, from 1 (noise) to 0 (clean),
@@ -7,58 +7,100 @@ sigma, from 1 (noise) to 0 (clean),
 
 so that `x_0 = x_sigma - sigma * flow`. A network is told the level as a timestep, about
 `1000 * sigma`.
+
+The loop is not the solver's: whoever drives it (`fdjax.engine.diffusion.denoise`, a
+training loop, a preview) calls
+
+    state = init(noise)
+    for record, draw in zip(steps, draws):      the network sees state.latent
+        state = update(state, record, flow, draw)
+    clean = result(state)
 """
 
 import abc
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from fdjax.axes import Array, PyTree
-from fdjax.config import Component, InstantiateConfig
+from fdjax.config.base import Component, InstantiateConfig
 
-PredictFlow = Callable[[PyTree, Array, Array], tuple[PyTree, Array]]
-"""`(carry, x_t, timestep) -> (carry, noise - x_0)`; timestep is float32[]."""
+
+class StepRecord(Protocol):
+    """What every solver's records hold besides its own; scanned over axis K."""
+
+    @property
+    def timestep(self) -> ArrayLike:
+        """What the network is told, in [0, 1000].  float32[K]."""
+
+    @property
+    def needs_draw(self) -> ArrayLike:
+        """Whether the step's update reads fresh noise.  bool[K]."""
+
+
+class LatentState(NamedTuple):
+    """The state of a solver that remembers nothing but the latent.
+
+    Attributes:
+        latent: What the network sees next.  float32[...].
+    """
+
+    latent: Array
 
 
 class Scheduler(Component, abc.ABC):
-    """Few-step or many-step solver; its tables are numpy constants made at setup.
-
-    The loop is one `lax.scan` over precomputed step records.
-    """
+    """Few-step or many-step solver; its tables are numpy constants made at setup."""
 
     @property
     @abc.abstractmethod
+    def steps(self) -> Any:
+        """The records of all steps, highest noise first: a `StepRecord` of arrays.
+
+        A named tuple or struct whose leaves are numpy arrays with the leading axis K.
+        """
+
+    @property
+    @abc.abstractmethod
+    def sigmas(self) -> np.ndarray:
+        """Noise levels of the steps, then the final one.  float32[K + 1]."""
+
+    @property
+    def timesteps(self) -> np.ndarray:
+        """What the network is told at each step.  float32[K]."""
+        return np.asarray(self.steps.timestep)
+
+    @property
     def num_draws(self) -> int:
         """Noise tensors that one chunk needs, the initial latent included."""
+        return 1 + int(np.sum(self.steps.needs_draw))
 
     @abc.abstractmethod
-    def scan(
-        self,
-        carry: PyTree,
-        noise: Array,
-        predict_flow: PredictFlow,
-        step_noise: Array,
-    ) -> tuple[PyTree, Array]:
-        """Solves from pure noise to a clean latent, threading a carry through.
+    def init(self, noise: Array) -> Any:
+        """The state before the first step; its `latent` is what the network sees.
+
+        Args:
+            noise: Standard normal.  float32[...].
+        """
+
+    @abc.abstractmethod
+    def update(self, state: Any, record: Any, flow: Array, draw: Array) -> Any:
+        """The state after a step.
 
         The arithmetic is float32, with sigma and timestep exact in float32.
 
         Args:
-            carry: State of `predict_flow`, e.g. a cache with a scratch slot.
-            noise: Standard normal.  float32[...].
-            predict_flow: The network.
-            step_noise: Renoising draws in order of use.
-                float32[num_draws - 1, ...].
-
-        Returns:
-            The carry, and the clean latent, float32[...].
+            state: From `init`, or from the step before.
+            record: One entry of `steps`, without the axis K.
+            flow: What the network made of `state.latent`: noise - x_0.  [...].
+            draw: Standard normal where `record.needs_draw`, else zeros.  float32[...].
         """
+
+    def result(self, state: Any) -> Array:
+        """The clean latent after the last step, float32[...]."""
+        latent: Array = state.latent
+        return latent
 
     @abc.abstractmethod
     def add_noise(self, clean: Array, timestep: ArrayLike, noise: Array) -> Array:
@@ -75,45 +117,6 @@ class Scheduler(Component, abc.ABC):
         Returns:
             float32[...].
         """
-
-    def sample(
-        self,
-        noise: Array,
-        predict_flow: Callable[[Array, Array], Array],
-        key: jax.Array | None = None,
-        *,
-        step_noise: Array | None = None,
-    ) -> Array:
-        """`scan` for a network without state.
-
-        Args:
-            noise: Standard normal.  float32[...].
-            predict_flow: `(x_t, timestep) -> noise - x_0`.
-            key: Draws the renoising noise if `step_noise` is not given.
-            step_noise: float32[num_draws - 1, ...].
-
-        Raises:
-            ValueError: Renoising noise is needed and neither argument gives it.
-        """
-        shape = (self.num_draws - 1, *noise.shape)
-        if step_noise is None and self.num_draws == 1:
-            step_noise = jnp.zeros(shape, jnp.float32)
-        elif step_noise is None and key is not None:
-            step_noise = jax.random.normal(key, shape, jnp.float32)
-        elif step_noise is None:
-            raise ValueError(
-                f"This scheduler draws noise {self.num_draws - 1} times after the "
-                f"first; give key=, or step_noise= of shape {shape}."
-            )
-        if step_noise.shape != shape:
-            raise ValueError(
-                f"step_noise must have shape {shape}, got {step_noise.shape}."
-            )
-
-        def predict(carry, x_t, timestep):
-            return carry, predict_flow(x_t, timestep)
-
-        return self.scan((), noise, predict, step_noise)[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,39 +151,6 @@ def require(config: SchedulerConfig, field: str, holds: bool, requirement: str) 
         )
 
 
-def warp(sigma: Any, shift: float) -> Any:
-    """The level that replaces `sigma`: shift s / (1 + (shift - 1) s).
-
-    The timestep shifting of arXiv:2403.03206, equation 23.
-    """
-    return shift * sigma / (1 + (shift - 1) * sigma)
-
-
-def inference_sigmas(config: SchedulerConfig) -> np.ndarray:
-    """The levels that the many-step solvers visit, before the final 0.
-
-    Evenly spaced from 1 - 1 / num_train_timesteps (0.999), not from 1, then warped: the
-    schedule of the official solvers (Wan-Video/Wan2.1, wan/utils/fm_solvers_unipc.py).
-
-    Returns:
-        float64[K].
-    """
-    first = 1.0 - 1.0 / config.num_train_timesteps
-    return warp(
-        np.linspace(first, 0.0, config.num_inference_steps + 1)[:-1], config.shift
-    )
-
-
-def add_noise_of_nearest(
-    clean: Array,
-    timestep: ArrayLike,
-    noise: Array,
-    *,
-    timesteps: np.ndarray,
-    sigmas: np.ndarray,
-) -> Array:
-    """`Scheduler.add_noise` by a table of timesteps and their levels, float32[...]."""
-    clean, noise = jnp.asarray(clean, jnp.float32), jnp.asarray(noise, jnp.float32)
-    distance = jnp.abs(timesteps - jnp.asarray(timestep, jnp.float32))
-    sigma = jnp.asarray(sigmas)[jnp.argmin(distance)]
-    return (1 - sigma) * clean + sigma * noise
+def record_at(steps: PyTree, index: int) -> Any:
+    """Entry `index` of a scheduler's records, for loops in Python."""
+    return type(steps)(*(np.asarray(column)[index] for column in steps))

@@ -1,6 +1,9 @@
 """The contract of a denoising network that streams against its own cache."""
 
 import abc
+from collections.abc import Sequence
+
+import numpy as np
 
 from fdjax.axes import Array, Params, PyTree
 from fdjax.contract.component import ParametricComponent
@@ -12,23 +15,28 @@ class Transformer(ParametricComponent):
 
     The life of a chunk:
 
-        workspace = start(params, cache, control)              once
-        workspace, flow = predict_flow(..., workspace, ...)    every solver step
-        cache = stop(workspace)                                once
-        cache = append(params, clean, timestep, cache, control)    in finalize
+        workspace = start(params, cache, control)                       once
+        workspace, flow = predict_flow(params, workspace, latent, t)    every step
+        cache, residue = release(workspace)                             once
+        clean = postprocess(residue, clean)                             once
+        cache = commit(params, cache, residue, clean, t)                in finalize
 
     A workspace holds the cache and what is worth computing once per chunk. Between
-    `start` and `stop` only the current chunk's own slots may change, which no later
-    chunk reads: the visible contents of the cache stay as they are. Only `append`
-    commits.
+    `start` and `release` only the current chunk's own slots may change, which no later
+    chunk reads: the visible contents of the cache stay as they are. Only `commit`
+    changes them.
+
+    The residue is what `commit` needs of the chunk besides its clean latent: the
+    control, small tables. It crosses from one compiled program to the next beside the
+    cache, so it shares no buffer with the cache (donating both must not alias) and
+    holds nothing of the cache's size (a pure call would copy it). What is large is
+    made again in `commit`.
+
+    Every array leaf of the cache and of the residue has the sessions, B, as its first
+    axis; each session has its own clock.
 
     Latents are patchified, `[B, L, C]`, float32; the network casts to its own dtype.
     """
-
-    @property
-    def needs_negative_text(self) -> bool:
-        """Whether conditions must hold `negative_text` (classifier-free guidance)."""
-        return False
 
     @abc.abstractmethod
     def initialize_cache(
@@ -50,52 +58,82 @@ class Transformer(ParametricComponent):
     def latent_shape(self, cache: PyTree) -> tuple[int, ...]:
         """Shape of one chunk's patchified latent, (B, L, C)."""
 
+    @abc.abstractmethod
     def start(self, params: Params, cache: PyTree, control: PyTree) -> PyTree:
-        """The workspace for one chunk; the cache itself unless overridden."""
-        del params, control
-        return cache
+        """The workspace for one chunk.
+
+        Args:
+            params: Weights.
+            cache: The cache; it is handed on in the workspace.
+            control: What the encoder gave for this chunk, or None. The one time that
+                it is handed over: workspace and residue keep what is needed of it.
+        """
 
     @abc.abstractmethod
     def predict_flow(
-        self,
-        params: Params,
-        latent: Array,
-        timestep: Array,
-        workspace: PyTree,
-        control: PyTree,
+        self, params: Params, workspace: PyTree, latent: Array, timestep: Array
     ) -> tuple[PyTree, Array]:
         """One evaluation of the network.
 
         Args:
             params: Weights.
+            workspace: From `start`, or from the call before.
             latent: Noisy chunk.  float32[B, L, C].
             timestep: In [0, 1000].  float32[].
-            workspace: From `start`, or from the call before.
-            control: What the encoder gave for this chunk, or None.
 
         Returns:
             The workspace, and the flow noise - x_0, float32[B, L, C].
         """
 
-    def stop(self, workspace: PyTree) -> PyTree:
-        """The cache that a workspace holds; the inverse of `start`."""
-        return workspace
+    @abc.abstractmethod
+    def release(self, workspace: PyTree) -> tuple[PyTree, PyTree]:
+        """The cache that a workspace holds, and the residue of the chunk."""
 
     @abc.abstractmethod
-    def append(
+    def commit(
         self,
         params: Params,
-        latent: Array,
-        timestep: Array,
         cache: PyTree,
-        control: PyTree,
+        residue: PyTree,
+        clean: Array,
+        timestep: Array,
     ) -> PyTree:
-        """The cache with one clean chunk committed."""
+        """The cache with one clean chunk committed.
 
-    def postprocess(self, latent: Array, control: PyTree) -> Array:
+        Args:
+            params: Weights.
+            cache: From `release`, or the one that `start` was given.
+            residue: From `release`.
+            clean: The chunk, noised to `timestep` if that is not 0.  float32[B, L, C].
+            timestep: In [0, 1000].  float32[].
+        """
+
+    def postprocess(self, residue: PyTree, latent: Array) -> Array:
         """The clean latent as it is kept and decoded; unchanged unless overridden."""
-        del control
+        del residue
         return latent
+
+    def splits(self, timesteps: np.ndarray) -> Sequence[int]:
+        """Steps before which the solver's loop is split; none unless overridden.
+
+        A network of two experts splits where the second takes over.
+
+        Args:
+            timesteps: Those of the solver.  float32[K].
+        """
+        del timesteps
+        return ()
+
+    def segment(self, index: int) -> "Transformer":
+        """Who predicts between two splits: the network itself unless overridden.
+
+        It shares parameters, cache and workspace with this one.
+
+        Args:
+            index: 0 before the first split, 1 after it, and so on.
+        """
+        del index
+        return self
 
     @abc.abstractmethod
     def patchify(self, latent: Array) -> Array:

@@ -1,7 +1,17 @@
-"""A live session as one immutable tree, and the check of its state."""
+"""Live sessions as one immutable tree: its state, and batches of sessions.
+
+Every array leaf has the sessions, B, as its first axis, so that a batch is taken apart
+and put together leaf by leaf. Each session has a clock and a key of its own: sessions
+of different age, prompt and seed share a batch. Only a session's first chunk is special
+(a causal codec's is shorter), and that shows in the tree structure: a new session runs
+its first chunk alone and joins.
+"""
+
+from collections.abc import Sequence
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 from fdjax.axes import Array, PyTree
 from fdjax.engine.diffusion import FinalState
@@ -9,7 +19,7 @@ from fdjax.engine.diffusion import FinalState
 
 @flax.struct.dataclass(kw_only=True)
 class StreamInferencePipelineCache:
-    """A live session: everything a rollout carries from chunk to chunk.
+    """One or more live sessions: everything a rollout carries from chunk to chunk.
 
     Attributes:
         transformer_cache: Keys and values of the committed chunks, and conditions.
@@ -17,8 +27,8 @@ class StreamInferencePipelineCache:
         decoder_cache: The decoder's state; () without a decoder.
         final_state: None when ready; the generated chunk when pending.
         autoregressive_index: Index of the next chunk to generate, or of the pending
-            one.  int32[].
-        key: The rollout's key; chunk n uses `fold_in(key, n)`.  key[].
+            one.  int32[B].
+        key: Each session's key; its chunk n uses `fold_in(key, n)`.  key[B].
     """
 
     transformer_cache: PyTree
@@ -28,8 +38,101 @@ class StreamInferencePipelineCache:
     autoregressive_index: Array
     key: Array
 
+    @property
+    def num_sessions(self) -> int:
+        """B."""
+        return int(self.autoregressive_index.shape[0])
 
-def require(cache: StreamInferencePipelineCache, *, ready: bool, caller: str):
+
+def session_keys(key: jax.Array, num_sessions: int) -> jax.Array:
+    """One key per session.
+
+    Args:
+        key: key[], used as it is for one session and split for more; or key[B].
+        num_sessions: B.
+
+    Returns:
+        key[B].
+
+    Raises:
+        ValueError: It is no typed key, or there is another number of them.
+    """
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(
+        key.dtype, jax.dtypes.prng_key
+    )
+    if not typed:
+        raise ValueError(f"key must be a typed key, jax.random.key(seed), got {key!r}.")
+    if key.shape == ():
+        return key[None] if num_sessions == 1 else jax.random.split(key, num_sessions)
+    if key.shape != (num_sessions,):
+        raise ValueError(
+            f"key must be one key, or one for each of {num_sessions} sessions, got "
+            f"shape {key.shape}."
+        )
+    return key
+
+
+def stack_caches(
+    caches: Sequence[StreamInferencePipelineCache],
+) -> StreamInferencePipelineCache:
+    """One batch of all the sessions of some caches, in their order.
+
+    Args:
+        caches: All ready or all pending; all before their first chunk or all past it;
+            of one pipeline and one size.
+
+    Raises:
+        ValueError: There are none, or two do not go together.
+    """
+    if not caches:
+        raise ValueError("stack_caches needs at least one cache, got none.")
+    for number, cache in enumerate(caches[1:], start=1):
+        _check_alike(caches[0], cache, f"caches[0] and caches[{number}]")
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *caches)
+
+
+def take_session(
+    cache: StreamInferencePipelineCache, index: int
+) -> StreamInferencePipelineCache:
+    """Session `index` of a batch, as a batch of one.
+
+    Raises:
+        ValueError: There is no such session.
+    """
+    index = _check_index(cache, index)
+    return jax.tree.map(lambda leaf: leaf[index : index + 1], cache)
+
+
+def put_session(
+    cache: StreamInferencePipelineCache,
+    index: int,
+    session: StreamInferencePipelineCache,
+) -> StreamInferencePipelineCache:
+    """The batch with session `index` replaced.
+
+    Args:
+        cache: A batch.
+        index: Which of its sessions.
+        session: A batch of one, in the same state as `cache`.
+
+    Raises:
+        ValueError: There is no such session, or the two do not go together.
+    """
+    index = _check_index(cache, index)
+    if session.num_sessions != 1:
+        raise ValueError(
+            f"put_session puts one session, got a batch of {session.num_sessions}; "
+            "take_session() one of them first."
+        )
+    _check_alike(cache, session, "the batch and the session")
+
+    def put(batch: Array, leaf: Array) -> Array:
+        return jnp.concatenate([batch[:index], leaf, batch[index + 1 :]])
+
+    return jax.tree.map(put, cache, session)
+
+
+def require(cache: StreamInferencePipelineCache, *, ready: bool, caller: str) -> None:
     """Refuses a cache in the wrong state, or one that was donated.
 
     Args:
@@ -58,4 +161,40 @@ def require(cache: StreamInferencePipelineCache, *, ready: bool, caller: str):
                 f"{caller} was given a cache that was used up by donate=True; keep "
                 "the cache that the donating call returned, or call it with "
                 "donate=False if the old one is still needed."
+            )
+
+
+def _check_index(cache: StreamInferencePipelineCache, index: int) -> int:
+    count = cache.num_sessions
+    if not -count <= index < count:
+        raise ValueError(
+            f"The batch holds {count} sessions, 0 to {count - 1}; got {index}."
+        )
+    return index % count
+
+
+def _check_alike(
+    first: StreamInferencePipelineCache,
+    second: StreamInferencePipelineCache,
+    names: str,
+) -> None:
+    """Refuses two caches that cannot be in one batch, with the reason."""
+    if (first.final_state is None) != (second.final_state is None):
+        raise ValueError(
+            f"{names} must both be ready or both pending; finalize() the pending one."
+        )
+    if len({jax.tree.structure(cache) for cache in (first, second)}) > 1:
+        raise ValueError(
+            f"{names} are of different structure: sessions of one batch must all be "
+            "past their first chunk, or all before it, and have the same kind of "
+            "conditions and the same size. Run a new session's first chunk alone."
+        )
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(second), strict=True
+    ):
+        if a.shape[1:] != b.shape[1:] or a.dtype != b.dtype:
+            raise ValueError(
+                f"{names} differ in {jax.tree_util.keystr(path)}: {a.dtype}"
+                f"{list(a.shape)} and {b.dtype}{list(b.shape)}; sessions of one batch "
+                "have one size and one number of prompt tokens."
             )

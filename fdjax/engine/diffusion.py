@@ -2,16 +2,22 @@
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fdjax.axes import Array, Params, PyTree
-from fdjax.config import Component, InstantiateConfig
+from fdjax.config.base import Component, InstantiateConfig
 from fdjax.contract.scheduler import Scheduler
 from fdjax.contract.transformer import Transformer
+
+PredictFlow = Callable[[PyTree, Array, Array], tuple[PyTree, Array]]
+"""`(carry, x_t, timestep) -> (carry, noise - x_0)`; timestep is float32[]."""
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -19,12 +25,124 @@ class FinalState:
     """What `finalize` needs of the chunk that `generate` made.
 
     Attributes:
-        clean_latent: Patchified clean latent.  float32[B, L, C].
-        control: The chunk's control, as the encoder gave it.
+        clean: Patchified clean latent.  float32[B, L, C].
+        residue: What the transformer keeps of the chunk; see `Transformer.release`.
     """
 
-    clean_latent: Array
-    control: PyTree
+    clean: Array
+    residue: PyTree
+
+
+def denoise(
+    scheduler: Scheduler,
+    carry: PyTree,
+    noise: Array,
+    draws: Array,
+    predict_flow: PredictFlow | Sequence[PredictFlow],
+    *,
+    splits: Sequence[int] = (),
+) -> tuple[PyTree, Array]:
+    """Solves from pure noise to a clean latent, threading a carry through.
+
+    One `lax.scan` over the solver's records, or one per segment between the splits.
+
+    Args:
+        scheduler: The solver.
+        carry: State of `predict_flow`, e.g. a workspace with a scratch slot.
+        noise: Standard normal.  float32[...].
+        draws: Further draws in order of use.  float32[num_draws - 1, ...].
+        predict_flow: The network; or one per segment.
+        splits: Steps before which the loop is split, ascending.
+
+    Returns:
+        The carry, and the clean latent, float32[...].
+
+    Raises:
+        ValueError: The splits are no steps of the solver, or `draws` or
+            `predict_flow` are of another number.
+    """
+    steps = scheduler.steps
+    num_steps = len(scheduler.timesteps)
+    bounds = [0, *splits, num_steps]
+    if any(a >= b for a, b in itertools.pairwise(bounds)):
+        raise ValueError(
+            f"splits must ascend within the solver's {num_steps} steps, got {splits}."
+        )
+    networks = predict_flow if isinstance(predict_flow, Sequence) else None
+    if networks is not None and len(networks) != len(bounds) - 1:
+        raise ValueError(
+            f"{len(splits)} splits make {len(bounds) - 1} segments; got "
+            f"{len(networks)} networks."
+        )
+    draws = _by_step(scheduler, draws)
+    state = carry, scheduler.init(noise)
+    for number, (first, last) in enumerate(itertools.pairwise(bounds)):
+        predict = predict_flow if networks is None else networks[number]
+
+        def step(
+            state: tuple[PyTree, Any], inputs: tuple[Any, Array], predict: Any = predict
+        ) -> tuple[tuple[PyTree, Any], None]:
+            (carry, solver), (record, draw) = state, inputs
+            carry, flow = predict(carry, solver.latent, record.timestep)
+            return (carry, scheduler.update(solver, record, flow, draw)), None
+
+        records = jax.tree.map(lambda column: column[first:last], steps)  # noqa: B023
+        state, _ = jax.lax.scan(step, state, (records, draws[first:last]))
+    carry, solver = state
+    return carry, scheduler.result(solver)
+
+
+def sample(
+    scheduler: Scheduler,
+    noise: Array,
+    predict_flow: Callable[[Array, Array], Array],
+    key: jax.Array | None = None,
+    *,
+    draws: Array | None = None,
+) -> Array:
+    """`denoise` for a network without state.
+
+    Args:
+        scheduler: The solver.
+        noise: Standard normal.  float32[...].
+        predict_flow: `(x_t, timestep) -> noise - x_0`.
+        key: Makes the further draws if they are not given.
+        draws: float32[num_draws - 1, ...].
+
+    Raises:
+        ValueError: Further draws are needed and neither argument gives them.
+    """
+    shape = (scheduler.num_draws - 1, *noise.shape)
+    if draws is None and shape[0] == 0:
+        draws = jnp.zeros(shape, jnp.float32)
+    elif draws is None and key is not None:
+        draws = jax.random.normal(key, shape, jnp.float32)
+    elif draws is None:
+        raise ValueError(
+            f"This scheduler draws noise {shape[0]} times after the first; give key=, "
+            f"or draws= of shape {shape}."
+        )
+
+    def predict(carry: PyTree, x_t: Array, timestep: Array) -> tuple[PyTree, Array]:
+        return carry, predict_flow(x_t, timestep)
+
+    return denoise(scheduler, (), noise, draws, predict)[1]
+
+
+def _by_step(scheduler: Scheduler, draws: Array) -> Array:
+    """The draws by step, zeros where a step needs none.  float32[K, ...].
+
+    Raises:
+        ValueError: They are of another number.
+    """
+    needs = np.asarray(scheduler.steps.needs_draw)
+    if draws.shape[0] != needs.sum():
+        raise ValueError(
+            f"draws must have shape {(int(needs.sum()), *draws.shape[1:])}, one for "
+            f"each step that needs one, got {draws.shape}."
+        )
+    by_step = jnp.zeros((len(needs), *draws.shape[1:]), jnp.float32)
+    return by_step.at[np.flatnonzero(needs)].set(draws.astype(jnp.float32))
 
 
 class DiffusionModel(Component):
@@ -35,12 +153,14 @@ class DiffusionModel(Component):
     @functools.cached_property
     def transformer(self) -> Transformer:
         """The denoising network."""
-        return self.config.transformer.setup()
+        transformer: Transformer = self.config.transformer.setup()
+        return transformer
 
     @functools.cached_property
     def scheduler(self) -> Scheduler:
         """The solver."""
-        return self.config.scheduler.setup()
+        scheduler: Scheduler = self.config.scheduler.setup()
+        return scheduler
 
     def generate(
         self,
@@ -59,7 +179,7 @@ class DiffusionModel(Component):
             control: What the encoder gave for this chunk, or None.
             noise: Standard normal noise: the initial latent, `latent_shape`, or every
                 draw of the chunk in the order of use, `(num_draws, *latent_shape)`.
-            key: Draws what `noise` leaves out.
+            key: One per session; draw what `noise` leaves out.  key[B].
 
         Returns:
             The cache, its visible contents unchanged (keep either one, but only one of
@@ -69,20 +189,21 @@ class DiffusionModel(Component):
             ValueError: The noise has another shape, or neither noise nor key is given.
         """
         transformer, scheduler = self.transformer, self.scheduler
-        initial, step_noise = split_noise(
+        initial, draws = split_noise(
             noise, transformer.latent_shape(cache), scheduler.num_draws, key
         )
-
-        def predict_flow(workspace, latent, timestep):
-            return transformer.predict_flow(
-                params, latent, timestep, workspace, control
-            )
-
+        splits = transformer.splits(scheduler.timesteps)
+        networks = [
+            functools.partial(transformer.segment(index).predict_flow, params)
+            for index in range(len(splits) + 1)
+        ]
         workspace = transformer.start(params, cache, control)
-        workspace, latent = scheduler.scan(workspace, initial, predict_flow, step_noise)
-        latent = transformer.postprocess(latent, control)
-        state = FinalState(clean_latent=latent, control=control)
-        return transformer.stop(workspace), state
+        workspace, latent = denoise(
+            scheduler, workspace, initial, draws, networks, splits=splits
+        )
+        cache, residue = transformer.release(workspace)
+        clean = transformer.postprocess(residue, latent)
+        return cache, FinalState(clean=clean, residue=residue)
 
     def finalize(
         self,
@@ -103,15 +224,15 @@ class DiffusionModel(Component):
             cache: The transformer's cache.
             final_state: From `generate`.
             noise: Standard normal, `latent_shape`; used with `context_noise` only.
-            key: Draws the noise if it is not given.
+            key: One per session; draw the noise if it is not given.  key[B].
         """
-        latent = final_state.clean_latent
+        latent = final_state.clean
         timestep = jnp.float32(self.config.context_noise)
         if self.config.context_noise > 0:
             initial, _ = split_noise(noise, latent.shape, 1, key)
             latent = self.scheduler.add_noise(latent, timestep, initial)
-        return self.transformer.append(
-            params, latent, timestep, cache, final_state.control
+        return self.transformer.commit(
+            params, cache, final_state.residue, latent, timestep
         )
 
 
@@ -121,13 +242,15 @@ def split_noise(
     num_draws: int,
     key: jax.Array | None,
 ) -> tuple[Array, Array]:
-    """Initial noise, and one further draw per renoising step.
+    """Initial noise, and the further draws of a chunk.
+
+    A session's noise depends on its own key alone, whoever shares its batch.
 
     Args:
         noise: None, one draw of `shape`, or `(num_draws, *shape)`.
-        shape: Shape of one draw.
+        shape: Shape of one draw, B first.
         num_draws: Draws that a chunk needs.
-        key: Draws what `noise` leaves out.
+        key: One per session; draw what `noise` leaves out.  key[B].
 
     Returns:
         float32[*shape] and float32[num_draws - 1, *shape].
@@ -150,7 +273,15 @@ def split_noise(
             f"A chunk needs {num_draws} draws of noise; give key=, or noise= of shape "
             f"{every}."
         )
-    drawn = jax.random.normal(key, every, jnp.float32)
+    if key.shape != shape[:1]:
+        raise ValueError(
+            f"key must hold one key per session, shape {shape[:1]}, got {key.shape}."
+        )
+
+    def draw(key: jax.Array) -> Array:
+        return jax.random.normal(key, (num_draws, *shape[1:]), jnp.float32)
+
+    drawn = jax.vmap(draw, out_axes=1)(key)  # [draw, B, L, C]
     initial = drawn[0] if noise is None else noise.astype(jnp.float32)
     return initial, drawn[1:]
 
@@ -173,7 +304,7 @@ class DiffusionModelConfig(InstantiateConfig):
     seed: int | None = None
     """Seed of a rollout for which no key is given; None is 0."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.context_noise <= 1000:
             raise ValueError(
                 f"context_noise is a timestep in [0, 1000], got {self.context_noise}."

@@ -5,10 +5,11 @@
             [encoder]--control-->[transformer x solver]-->[decoder]      generate
                                      |   ^   |
                                reads |   |   | clean latent
-                                  [  cache   ]<--append                  finalize
+                                  [  cache   ]<--commit                  finalize
 
 A cache is *ready* (`final_state is None`) or *pending* (after `generate`). The two are
 different tree structures, so a call out of order is refused before anything runs.
+It holds one or more sessions; see `fdjax.engine.cache`.
 """
 
 import dataclasses
@@ -24,9 +25,14 @@ from fdjax.config import Component, InstantiateConfig
 from fdjax.contract.component import ParametricComponent
 from fdjax.contract.conditioner import Conditions
 from fdjax.contract.encoder import NullEncoder
-from fdjax.engine import stages as stages
-from fdjax.engine.cache import StreamInferencePipelineCache, require
+from fdjax.engine import rollout, stages
+from fdjax.engine.cache import (
+    StreamInferencePipelineCache,
+    require,
+    session_keys,
+)
 from fdjax.engine.diffusion import DiffusionModel, DiffusionModelConfig
+from fdjax.sharding import CACHE, PARAMS, Placement, resolve
 
 
 class StageProfiler(Protocol):
@@ -86,19 +92,32 @@ class StreamInferencePipeline(Component):
     # Parameters
 
     def init_params(
-        self, key: jax.Array, *, only: Sequence[str] | None = None
+        self,
+        key: jax.Array,
+        *,
+        only: Sequence[str] | None = None,
+        sharding: Placement | None = None,
     ) -> Params:
         """Random parameters, one subtree per component.
 
         Args:
             key: One key for all components.
             only: Names of the components wanted; all by default.
+            sharding: Where they live; a mesh, one sharding, or a tree of shardings by
+                component. None: the default device.
         """
-        return {
-            name: part.init_params(jax.random.fold_in(key, number))
-            for number, (name, part) in enumerate(self.components.items())
-            if name in self._component_names(only)
-        }
+        params = {}
+        for number, (name, part) in enumerate(self.components.items()):
+            if name not in self._component_names(only):
+                continue
+            part_key = jax.random.fold_in(key, number)
+            wanted = sharding.get(name) if isinstance(sharding, dict) else sharding
+            if wanted is None:
+                params[name] = part.init_params(part_key)
+                continue
+            placed = resolve(wanted, part.param_shapes(), PARAMS)
+            params[name] = jax.jit(part.init_params, out_shardings=placed)(part_key)
+        return params
 
     def load_params(self, *, only: Sequence[str] | None = None) -> Params:
         """Parameters from the checkpoints that the component configs name.
@@ -153,7 +172,7 @@ class StreamInferencePipeline(Component):
             self._require_conditioner("text_encoder", params, "text")
             prompts = _check_prompts(text)
             encoded = encode("text_encoder", prompts)
-            if self.diffusion_model.transformer.needs_negative_text:
+            if self.config.negative_prompt is not None:
                 if self.config.negative_prompt is None:
                     raise ValueError(
                         "Classifier-free guidance needs a negative prompt: set "
@@ -233,8 +252,9 @@ class StreamInferencePipeline(Component):
         pixel_height: int | None = None,
         pixel_width: int | None = None,
         key: jax.Array | None = None,
+        sharding: Placement | None = None,
     ) -> StreamInferencePipelineCache:
-        """A ready cache: a new rollout, before its first chunk.
+        """A ready cache: new sessions, before their first chunk.
 
         Args:
             params: Weights.
@@ -243,7 +263,12 @@ class StreamInferencePipeline(Component):
             conditions: From `encode_conditions`, in place of text and image.
             pixel_height: Video height; the image's by default.
             pixel_width: Video width; the image's by default.
-            key: The rollout's only source of noise; the config's seed by default.
+            key: The only source of noise, key[] or one per session, key[B]. A scalar
+                is used as it is for one session and split for more; the config's seed
+                by default.
+            sharding: Where the cache lives; a mesh, one sharding, or a tree of
+                shardings by the fields of the cache's components. None: where the
+                parameters are.
 
         Raises:
             ValueError: Inputs contradict each other or do not fit the model.
@@ -259,14 +284,18 @@ class StreamInferencePipeline(Component):
         height, width = self.latent_size(height, width)
         if key is None:
             key = jax.random.key(self.config.diffusion_model.seed or 0)
-        caches = stages.initialize(
-            self, self._weights(params), conditions, height, width
-        )
-        return StreamInferencePipelineCache(
-            **caches,
-            final_state=None,
-            key=key,
-        )
+        keys = session_keys(key, conditions.batch_size)
+        arguments = self._weights(params), conditions
+        if sharding is None:
+            caches = stages.initialize(self, *arguments, height, width)
+            return StreamInferencePipelineCache(**caches, final_state=None, key=keys)
+
+        def make(params: Params, conditions: Conditions) -> dict[str, PyTree]:
+            return stages.empty_caches(self, params, conditions, height, width)
+
+        placed = resolve(sharding, jax.eval_shape(make, *arguments), CACHE)
+        caches = jax.jit(make, out_shardings=placed)(*arguments)
+        return StreamInferencePipelineCache(**caches, final_state=None, key=keys)
 
     def _pixel_size(
         self, conditions: Conditions, height: int | None, width: int | None
@@ -322,7 +351,7 @@ class StreamInferencePipeline(Component):
         noise: Array | None = None,
         donate: bool = False,
         profiler: StageProfiler | None = None,
-    ) -> tuple[StreamInferencePipelineCache, Array]:
+    ) -> tuple[StreamInferencePipelineCache, PyTree]:
         """Makes one chunk; returns a pending cache and the chunk's video.
 
         Args:
@@ -335,8 +364,9 @@ class StreamInferencePipeline(Component):
             profiler: Told of the stages "encode", "diffuse" and "decode".
 
         Returns:
-            The pending cache, and video in [-1, 1], float[B, T, H, W, 3], pixels, or
-            without a decoder the clean latent, float32[B, T, H, W, C].
+            The pending cache, and what the decoder makes: video in [-1, 1],
+            float[B, T, H, W, 3], pixels, or a tree of arrays with B first (views,
+            actions). Without a decoder the clean latent, float32[B, T, H, W, C].
 
         Raises:
             ValueError: The cache is pending or used up, or the input has no encoder.
@@ -370,6 +400,7 @@ class StreamInferencePipeline(Component):
 
         decoder_cache = cache.decoder_cache
         if self.decoder is not None:
+            # [B, T, H, W, C] -> whatever tree the decoder gives
             decoder_cache, output = stages.decode(
                 self.decoder, params["decoder"], decoder_cache, output
             )
@@ -405,8 +436,8 @@ class StreamInferencePipeline(Component):
             ValueError: The cache is ready or used up.
         """
         require(cache, ready=False, caller="finalize")
-        append = stages.finalize_in_place if donate else stages.finalize
-        transformer_cache, index = append(
+        commit = stages.finalize_in_place if donate else stages.finalize
+        transformer_cache, index = commit(
             self.diffusion_model,
             params["transformer"],
             cache.transformer_cache,
@@ -429,11 +460,11 @@ class StreamInferencePipeline(Component):
         cache: StreamInferencePipelineCache,
         inputs: PyTree = None,
         num_chunks: int = 1,
-    ) -> tuple[StreamInferencePipelineCache, Array]:
+    ) -> tuple[StreamInferencePipelineCache, PyTree]:
         """Makes `num_chunks` chunks as one `lax.scan`; see `fdjax.engine.rollout`."""
-        from fdjax.engine.rollout import rollout
-
-        return rollout(self, params, cache, inputs, num_chunks)
+        return rollout.rollout(
+            self.generate, self.finalize, params, cache, inputs, num_chunks
+        )
 
 
 def _check_prompts(text: Sequence[str]) -> list[str]:
@@ -447,7 +478,7 @@ def _check_prompts(text: Sequence[str]) -> list[str]:
     return list(text)
 
 
-def _record(profiler: StageProfiler | None, stage: str, value: PyTree):
+def _record(profiler: StageProfiler | None, stage: str, value: PyTree) -> None:
     if profiler is not None:
         profiler.record(stage, value)
 

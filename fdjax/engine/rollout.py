@@ -1,26 +1,21 @@
 """A whole rollout as one scan: exportable, differentiable, vmappable."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from fdjax.axes import Array, Params, PyTree
 
-if TYPE_CHECKING:
-    from fdjax.engine.pipeline import (
-        StreamInferencePipeline,
-        StreamInferencePipelineCache,
-    )
-
 
 def rollout(
-    pipeline: "StreamInferencePipeline",
+    generate: Callable[[Params, PyTree, PyTree], tuple[PyTree, PyTree]],
+    finalize: Callable[[Params, PyTree], PyTree],
     params: Params,
-    cache: "StreamInferencePipelineCache",
+    cache: PyTree,
     inputs: PyTree = None,
     num_chunks: int = 1,
-) -> "tuple[StreamInferencePipelineCache, Array]":
+) -> tuple[PyTree, PyTree]:
     """Generates and finalizes `num_chunks` chunks.
 
     The first chunk is peeled off, since a causal codec's first chunk is shorter; the
@@ -28,7 +23,8 @@ def rollout(
     `jax.vmap` or `jax.export` as needed.
 
     Args:
-        pipeline: The pipeline.
+        generate: A pipeline's `generate`.
+        finalize: A pipeline's `finalize`.
         params: Weights.
         cache: A ready cache.
         inputs: None; or a list or tuple with each chunk's input, those after the first
@@ -36,8 +32,8 @@ def rollout(
         num_chunks: How many chunks, at least 1.
 
     Returns:
-        The ready cache after the last chunk, and the video joined along time,
-        float[B, T, H, W, 3].
+        The ready cache after the last chunk, and the outputs, each joined along its
+        axis 1: video float[B, T, H, W, 3].
 
     Raises:
         ValueError: `num_chunks` is below 1, or the inputs are of another number.
@@ -46,18 +42,22 @@ def rollout(
         raise ValueError(f"num_chunks must be at least 1, got {num_chunks}.")
     first, rest = _split_inputs(inputs, num_chunks)
 
-    def step(cache, input):
-        cache, video = pipeline.generate(params, cache, input)
-        return pipeline.finalize(params, cache), video
+    def step(cache: PyTree, input: PyTree) -> tuple[PyTree, PyTree]:
+        cache, output = generate(params, cache, input)
+        return finalize(params, cache), output
 
-    cache, video = step(cache, first)
+    cache, output = step(cache, first)
     if num_chunks == 1:
-        return cache, video
-    cache, videos = jax.lax.scan(step, cache, rest, length=num_chunks - 1)
-    # [K, B, T, H, W, C] -> [B, K * T, H, W, C]
-    videos = jnp.moveaxis(videos, 0, 1)
-    videos = videos.reshape(videos.shape[0], -1, *videos.shape[3:])
-    return cache, jnp.concatenate([video, videos], axis=1)
+        return cache, output
+    cache, outputs = jax.lax.scan(step, cache, rest, length=num_chunks - 1)
+    return cache, jax.tree.map(_join, output, outputs)
+
+
+def _join(first: Array, rest: Array) -> Array:
+    """[B, T, ...] and [K, B, T, ...] to [B, all T, ...]."""
+    rest = jnp.moveaxis(rest, 0, 1)  # [B, K, T, ...]
+    rest = rest.reshape(rest.shape[0], -1, *rest.shape[3:])
+    return jnp.concatenate([first, rest], axis=1)
 
 
 def _split_inputs(inputs: PyTree, num_chunks: int) -> tuple[PyTree, PyTree]:

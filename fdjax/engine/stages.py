@@ -2,17 +2,25 @@
 
 Each is static in its component, so that equal configs share executables. Diffusion is
 apart from the codecs: only those have a special first chunk, so the network is compiled
-once.
+once. Executables are per batch size.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from fdjax.axes import Array, Params, PyTree
+from fdjax.contract.conditioner import Conditions
+from fdjax.contract.decoder import StreamingDecoder
+from fdjax.contract.encoder import StreamingEncoder
+from fdjax.engine.diffusion import DiffusionModel, FinalState
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def initialize(pipeline, params, conditions, height, width):
+
+def empty_caches(
+    pipeline: Any, params: Params, conditions: Conditions, height: int, width: int
+) -> dict[str, PyTree]:
     """The three components' empty caches, by field name of the pipeline's cache.
 
     And the index of the first chunk: made here, it is committed to a device if the
@@ -20,6 +28,7 @@ def initialize(pipeline, params, conditions, height, width):
     """
     transformer = pipeline.diffusion_model.transformer
     encoder, decoder = pipeline.encoder, pipeline.decoder
+    batch = conditions.batch_size
     return {
         "transformer_cache": transformer.initialize_cache(
             params["transformer"], conditions, height, width
@@ -29,57 +38,81 @@ def initialize(pipeline, params, conditions, height, width):
         else encoder.initialize_cache(params["encoder"], conditions, height, width),
         "decoder_cache": ()
         if decoder is None
-        else decoder.initialize_cache(
-            params["decoder"], conditions.batch_size, height, width
-        ),
-        "autoregressive_index": jnp.zeros((), jnp.int32),
+        else decoder.initialize_cache(params["decoder"], batch, height, width),
+        "autoregressive_index": jnp.zeros((batch,), jnp.int32),
     }
 
 
+initialize = jax.jit(empty_caches, static_argnums=(0, 3, 4))
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def update_conditions(pipeline, params, transformer_cache, conditions):
+def update_conditions(
+    pipeline: Any, params: Params, transformer_cache: PyTree, conditions: Conditions
+) -> PyTree:
     """The transformer's cache with new conditions."""
     transformer = pipeline.diffusion_model.transformer
     return transformer.update_conditions(params, transformer_cache, conditions)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def encode(encoder, params, cache, input):
+def encode(
+    encoder: StreamingEncoder, params: Params, cache: PyTree, input: PyTree
+) -> tuple[PyTree, PyTree]:
     """`StreamingEncoder.encode`."""
     return encoder.encode(params, cache, input)
 
 
-def _diffuse_any(model, params, cache, control, noise, index, key):
+def _diffuse_any(
+    model: DiffusionModel,
+    params: Params,
+    cache: PyTree,
+    control: PyTree,
+    noise: Array | None,
+    index: Array,
+    key: Array,
+) -> tuple[PyTree, FinalState, Array]:
     """`DiffusionModel.generate`, and the latent as the decoder takes it."""
-    noise_key, _ = _chunk_keys(key, index)
-    new_cache, state = model.generate(params, cache, control, noise, key=noise_key)
-    latent = model.transformer.unpatchify(state.clean_latent, cache)
-    return new_cache, state, latent
+    new_cache, state = model.generate(
+        params, cache, control, noise, key=_chunk_keys(key, index)[:, 0]
+    )
+    return new_cache, state, model.transformer.unpatchify(state.clean, cache)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def diffuse(*args):
+def diffuse(*args: Any) -> tuple[None, FinalState, Array]:
     """A chunk's final state and latent; None in place of the unchanged cache."""
     # Returning the untouched cache from a jit would cost a copy of it.
     return None, *_diffuse_any(*args)[1:]
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def diffuse_in_place(*args):
+def diffuse_in_place(*args: Any) -> tuple[PyTree, FinalState, Array]:
     """As `diffuse`, with the donated cache handed back."""
     return _diffuse_any(*args)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def decode(decoder, params, cache, latent):
+def decode(
+    decoder: StreamingDecoder, params: Params, cache: PyTree, latent: Array
+) -> tuple[PyTree, PyTree]:
     """`StreamingDecoder.decode`."""
     return decoder.decode(params, cache, latent)
 
 
-def _finalize_any(model, params, cache, final_state, noise, index, key):
+def _finalize_any(
+    model: DiffusionModel,
+    params: Params,
+    cache: PyTree,
+    final_state: FinalState,
+    noise: Array | None,
+    index: Array,
+    key: Array,
+) -> tuple[PyTree, Array]:
     """The transformer's cache with the chunk committed, and the next chunk's index."""
-    _, noise_key = _chunk_keys(key, index)
-    cache = model.finalize(params, cache, final_state, noise, key=noise_key)
+    cache = model.finalize(
+        params, cache, final_state, noise, key=_chunk_keys(key, index)[:, 1]
+    )
     return cache, index + 1
 
 
@@ -87,6 +120,12 @@ finalize = jax.jit(_finalize_any, static_argnums=0)
 finalize_in_place = jax.jit(_finalize_any, static_argnums=0, donate_argnums=2)
 
 
-def _chunk_keys(key, index):
-    """Keys of chunk `index`: for the solver's noise, and for the context noise."""
-    return jax.random.split(jax.random.fold_in(key, index))
+def _chunk_keys(key: Array, index: Array) -> Array:
+    """Each session's keys of its chunk: the solver's, and the context noise's.
+
+    Returns:
+        key[B, 2].
+    """
+    return jax.vmap(
+        lambda key, index: jax.random.split(jax.random.fold_in(key, index))
+    )(key, index)

@@ -1,6 +1,6 @@
-"""Denoising solvers, each one `lax.scan` over precomputed step records."""
+"""Denoising solvers as steps: tables of records, and what one step does."""
 
-from fdjax.contract.scheduler import PredictFlow, Scheduler, SchedulerConfig
+from fdjax.contract.scheduler import Scheduler, SchedulerConfig
 from fdjax.schedulers.euler import EulerScheduler, EulerSchedulerConfig
 from fdjax.schedulers.flow_match import FlowMatchScheduler, FlowMatchSchedulerConfig
 from fdjax.schedulers.unipc import UniPCScheduler, UniPCSchedulerConfig
@@ -10,7 +10,6 @@ __all__ = [
     "EulerSchedulerConfig",
     "FlowMatchScheduler",
     "FlowMatchSchedulerConfig",
-    "PredictFlow",
     "Scheduler",
     "SchedulerConfig",
     "UniPCScheduler",

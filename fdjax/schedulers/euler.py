@@ -5,20 +5,18 @@ import functools
 import itertools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from fdjax.axes import Array, PyTree
+from fdjax.axes import Array
 from fdjax.contract.scheduler import (
-    PredictFlow,
+    LatentState,
     Scheduler,
     SchedulerConfig,
-    add_noise_of_nearest,
-    inference_sigmas,
     require,
 )
+from fdjax.schedulers.levels import add_noise_of_nearest, inference_sigmas
 
 
 class EulerStep(NamedTuple):
@@ -26,10 +24,12 @@ class EulerStep(NamedTuple):
 
     Attributes:
         timestep: What the network is told.  float32[K].
+        needs_draw: Nowhere.  bool[K].
         sigma_change: Next noise level minus this one, negative.  float32[K].
     """
 
     timestep: np.ndarray
+    needs_draw: np.ndarray
     sigma_change: np.ndarray
 
 
@@ -39,22 +39,13 @@ class EulerScheduler(Scheduler):
     config: "EulerSchedulerConfig"
 
     @property
-    def num_draws(self) -> int:
-        """The initial latent alone."""
-        return 1
-
-    @property
-    def timesteps(self) -> np.ndarray:
-        """What the network is told, not truncated; then the end.  float32[K + 1]."""
-        return self._grid[0]
-
-    @property
     def sigmas(self) -> np.ndarray:
-        """Noise levels of `timesteps`.  float32[K + 1]."""
+        """Noise levels of the steps, then the final one.  float32[K + 1]."""
         return self._grid[1]
 
     @functools.cached_property
     def _grid(self) -> tuple[np.ndarray, np.ndarray]:
+        """Timesteps, not truncated, and their levels; then the end.  float32[K + 1]."""
         config = self.config
         last = np.float32(config.num_train_timesteps)
         if config.fixed_timesteps is not None:
@@ -66,29 +57,30 @@ class EulerScheduler(Scheduler):
     @functools.cached_property
     def steps(self) -> EulerStep:
         """The step records."""
-        return EulerStep(self.timesteps[:-1], np.diff(self.sigmas))
+        timesteps = self._grid[0][:-1]
+        return EulerStep(
+            timestep=timesteps,
+            needs_draw=np.zeros(len(timesteps), bool),
+            sigma_change=np.diff(self.sigmas),
+        )
 
-    def scan(
-        self,
-        carry: PyTree,
-        noise: Array,
-        predict_flow: PredictFlow,
-        step_noise: Array,
-    ) -> tuple[PyTree, Array]:
-        """See `Scheduler.scan`; draws no further noise."""
-        del step_noise
+    def init(self, noise: Array) -> LatentState:
+        """The noise itself; see `Scheduler.init`."""
+        return LatentState(noise.astype(jnp.float32))
 
-        def step(state, info):
-            carry, sample = state
-            carry, flow = predict_flow(carry, sample, info.timestep)
-            return (carry, sample + info.sigma_change * flow.astype(jnp.float32)), None
-
-        return jax.lax.scan(step, (carry, noise.astype(jnp.float32)), self.steps)[0]
+    def update(
+        self, state: LatentState, record: EulerStep, flow: Array, draw: Array
+    ) -> LatentState:
+        """See `Scheduler.update`; reads no draw."""
+        del draw
+        return LatentState(
+            state.latent + record.sigma_change * flow.astype(jnp.float32)
+        )
 
     def add_noise(self, clean: Array, timestep: ArrayLike, noise: Array) -> Array:
-        """See `Scheduler.add_noise`; the table is `timesteps`, with the final one."""
+        """See `Scheduler.add_noise`; the table has the final level too."""
         return add_noise_of_nearest(
-            clean, timestep, noise, timesteps=self.timesteps, sigmas=self.sigmas
+            clean, timestep, noise, timesteps=self._grid[0], sigmas=self.sigmas
         )
 
 

@@ -9,20 +9,18 @@ import dataclasses
 import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from fdjax.axes import Array, PyTree
+from fdjax.axes import Array
 from fdjax.contract.scheduler import (
-    PredictFlow,
+    LatentState,
     Scheduler,
     SchedulerConfig,
-    add_noise_of_nearest,
     require,
-    warp,
 )
+from fdjax.schedulers.levels import add_noise_of_nearest, warp
 
 _TIMESTEP_DTYPES = ("float32", "int64")
 
@@ -32,14 +30,16 @@ class FlowMatchStep(NamedTuple):
 
     Attributes:
         timestep: What the network is told.  float32[K].
+        needs_draw: After every step but the last.  bool[K].
         sigma: Noise level of the step.  float32[K].
-        keep: Weight of the estimate so far: 1 - sigma, but 0 in the first step, which
-            has none.  float32[K].
-        renoise: Weight of the fresh noise: sigma, but 1 in the first step, whatever its
-            sigma.  float32[K].
+        keep: Weight of the estimate in what the next step sees: 1 - sigma of that
+            step; 1 after the last.  float32[K].
+        renoise: Weight of the fresh noise in it: sigma of the next step; 0 after the
+            last.  float32[K].
     """
 
     timestep: np.ndarray
+    needs_draw: np.ndarray
     sigma: np.ndarray
     keep: np.ndarray
     renoise: np.ndarray
@@ -51,9 +51,12 @@ class FlowMatchScheduler(Scheduler):
     config: "FlowMatchSchedulerConfig"
 
     @property
-    def num_draws(self) -> int:
-        """One per step: the initial latent, then the renoising."""
-        return self.config.num_inference_steps
+    def sigmas(self) -> np.ndarray:
+        """Noise levels of the steps, then 0.  float32[K + 1].
+
+        The first latent is pure noise, whatever the first level.
+        """
+        return np.append(self.steps.sigma, np.float32(0))
 
     @functools.cached_property
     def training_sigmas(self) -> np.ndarray:
@@ -91,30 +94,25 @@ class FlowMatchScheduler(Scheduler):
         if config.timestep_dtype == "int64":
             timestep = np.trunc(timestep)
         sigma = self.training_sigmas[index]
-        keep, renoise = np.float32(1) - sigma, sigma.copy()
-        keep[0], renoise[0] = 0, 1
-        return FlowMatchStep(timestep, sigma, keep, renoise)
+        following = np.append(sigma[1:], np.float32(0))
+        return FlowMatchStep(
+            timestep=timestep,
+            needs_draw=np.arange(len(raw)) < len(raw) - 1,
+            sigma=sigma,
+            keep=np.float32(1) - following,
+            renoise=following,
+        )
 
-    def scan(
-        self,
-        carry: PyTree,
-        noise: Array,
-        predict_flow: PredictFlow,
-        step_noise: Array,
-    ) -> tuple[PyTree, Array]:
-        """See `Scheduler.scan`."""
-        noise = noise.astype(jnp.float32)
-        draws = jnp.concatenate([noise[None], step_noise.astype(jnp.float32)])
+    def init(self, noise: Array) -> LatentState:
+        """The noise itself; see `Scheduler.init`."""
+        return LatentState(noise.astype(jnp.float32))
 
-        def step(state, step_input):
-            carry, clean = state
-            info, draw = step_input
-            noisy = info.keep * clean + info.renoise * draw
-            carry, flow = predict_flow(carry, noisy, info.timestep)
-            return (carry, noisy - info.sigma * flow.astype(jnp.float32)), None
-
-        state = (carry, jnp.zeros_like(noise))
-        return jax.lax.scan(step, state, (self.steps, draws))[0]
+    def update(
+        self, state: LatentState, record: FlowMatchStep, flow: Array, draw: Array
+    ) -> LatentState:
+        """See `Scheduler.update`."""
+        clean = state.latent - record.sigma * flow.astype(jnp.float32)
+        return LatentState(record.keep * clean + record.renoise * draw)
 
     def add_noise(self, clean: Array, timestep: ArrayLike, noise: Array) -> Array:
         """See `Scheduler.add_noise`; the table is that of training."""

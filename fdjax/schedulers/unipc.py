@@ -13,20 +13,13 @@ import functools
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from fdjax.axes import Array, PyTree
-from fdjax.contract.scheduler import (
-    PredictFlow,
-    Scheduler,
-    SchedulerConfig,
-    add_noise_of_nearest,
-    inference_sigmas,
-    require,
-)
+from fdjax.axes import Array
+from fdjax.contract.scheduler import Scheduler, SchedulerConfig, require
+from fdjax.schedulers.levels import add_noise_of_nearest, inference_sigmas
 
 _KARRAS_SIGMA_MAX, _KARRAS_SIGMA_MIN, _KARRAS_RHO = 200.0, 0.01, 7.0
 
@@ -46,6 +39,7 @@ class UniPCStep(NamedTuple):
 
     Attributes:
         timestep: What the network is told, an integer.  float32[K].
+        needs_draw: Nowhere.  bool[K].
         sigma: Noise level of the step.  float32[K].
         correct_last: float32[K].
         correct_previous: float32[K].
@@ -57,6 +51,7 @@ class UniPCStep(NamedTuple):
     """
 
     timestep: np.ndarray
+    needs_draw: np.ndarray
     sigma: np.ndarray
     correct_last: np.ndarray
     correct_previous: np.ndarray
@@ -67,11 +62,17 @@ class UniPCStep(NamedTuple):
     predict_previous: np.ndarray
 
 
-class _State(NamedTuple):
-    """The scan's carry: x before step k, and the memory of the multistep method."""
+class UniPCState(NamedTuple):
+    """x before step k, and the memory of the multistep method.  float32[...] each.
 
-    carry: PyTree
-    sample: Array
+    Attributes:
+        latent: What the network sees next, x_k.
+        last: The corrected x_{k-1}.
+        previous: The estimate m_{k-1}.
+        older: The estimate m_{k-2}.
+    """
+
+    latent: Array
     last: Array
     previous: Array
     older: Array
@@ -83,9 +84,9 @@ class UniPCScheduler(Scheduler):
     config: "UniPCSchedulerConfig"
 
     @property
-    def num_draws(self) -> int:
-        """The initial latent alone."""
-        return 1
+    def sigmas(self) -> np.ndarray:
+        """Noise levels of the steps, then 0.  float32[K + 1]."""
+        return np.append(self.steps.sigma, np.float32(0))
 
     @functools.cached_property
     def steps(self) -> UniPCStep:
@@ -95,40 +96,34 @@ class UniPCScheduler(Scheduler):
         coefficients = _coefficients(sigmas, self.config.solver_order)
         # From the float64 levels: float32 ones truncate to a neighbour here and there.
         timesteps = np.trunc(exact * self.config.num_train_timesteps)
-        columns = np.column_stack([timesteps, sigmas[:-1], coefficients])
-        return UniPCStep(*columns.astype(np.float32).T)
+        columns = np.column_stack([sigmas[:-1], coefficients]).astype(np.float32).T
+        needs_draw = np.zeros(len(timesteps), bool)
+        return UniPCStep(timesteps.astype(np.float32), needs_draw, *columns)
 
-    def scan(
-        self,
-        carry: PyTree,
-        noise: Array,
-        predict_flow: PredictFlow,
-        step_noise: Array,
-    ) -> tuple[PyTree, Array]:
-        """See `Scheduler.scan`; draws no further noise."""
-        del step_noise
-
-        def step(state, info):
-            carry, flow = predict_flow(state.carry, state.sample, info.timestep)
-            current = state.sample - info.sigma * flow.astype(jnp.float32)
-            corrected = (
-                info.correct_last * state.last
-                + info.correct_previous * state.previous
-                + info.correct_older * (state.older - state.previous)
-                + info.correct_current * (current - state.previous)
-            )
-            sample = (
-                info.predict_sample * corrected
-                + info.predict_current * current
-                + info.predict_previous * (state.previous - current)
-            )
-            return _State(carry, sample, corrected, current, state.previous), None
-
+    def init(self, noise: Array) -> UniPCState:
+        """The noise, and no memory; see `Scheduler.init`."""
         noise = noise.astype(jnp.float32)
         zeros = jnp.zeros_like(noise)
-        state = _State(carry, noise, noise, zeros, zeros)
-        state, _ = jax.lax.scan(step, state, self.steps)
-        return state.carry, state.sample
+        return UniPCState(noise, noise, zeros, zeros)
+
+    def update(
+        self, state: UniPCState, record: UniPCStep, flow: Array, draw: Array
+    ) -> UniPCState:
+        """See `Scheduler.update`; reads no draw."""
+        del draw
+        current = state.latent - record.sigma * flow.astype(jnp.float32)
+        corrected = (
+            record.correct_last * state.last
+            + record.correct_previous * state.previous
+            + record.correct_older * (state.older - state.previous)
+            + record.correct_current * (current - state.previous)
+        )
+        latent = (
+            record.predict_sample * corrected
+            + record.predict_current * current
+            + record.predict_previous * (state.previous - current)
+        )
+        return UniPCState(latent, corrected, current, state.previous)
 
     def add_noise(self, clean: Array, timestep: ArrayLike, noise: Array) -> Array:
         """See `Scheduler.add_noise`; the fraction of the timestep is dropped first."""

@@ -23,11 +23,20 @@ import jax
 import numpy as np
 
 from fdjax.axes import Array, Params, PyTree
-from fdjax.engine.cache import StreamInferencePipelineCache
+from fdjax.engine import stages
+from fdjax.engine.cache import (
+    StreamInferencePipelineCache,
+    put_session,
+    stack_caches,
+    take_session,
+)
 from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
 
 # Reordered float32 sums of networks this small; relative to the output's scale.
 TOLERANCE = 1e-4
+
+# float32, over six chunks: a batch sums in another order than a session alone.
+SESSION_TOLERANCE = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +46,8 @@ class PipelineCase:
     Attributes:
         config: A tiny config; its pipeline is run with random parameters.
         initialize: `(pipeline, params, key) -> cache`, a fresh ready cache.
-        make_input: `(chunk index) -> input` of `generate`; None: no input.
+        make_input: `(chunk index) -> input` of `generate`, B first in every leaf; None:
+            no input.
         num_chunks: Chunks per rollout; enough to pass the window.
         new_conditions: `(pipeline, params) -> Conditions` of the same shapes but other
             values, for a change of prompt; None: not tested.
@@ -218,7 +228,7 @@ def check_structure(case: PipelineCase):
         pending = _signature(cache)
         cache = pipeline.finalize(params, cache)
         assert _signature(cache) == ready
-    assert int(cache.autoregressive_index) == case.num_chunks
+    assert (np.asarray(cache.autoregressive_index) == case.num_chunks).all()
 
 
 def check_compilations(case: PipelineCase):
@@ -279,7 +289,7 @@ def check_rollout(case: PipelineCase):
     cache, scanned = jax.jit(pipeline.rollout, static_argnums=3)(
         params, case.cache(), inputs, case.num_chunks
     )
-    assert int(cache.autoregressive_index) == case.num_chunks
+    assert (np.asarray(cache.autoregressive_index) == case.num_chunks).all()
     assert_close(np.asarray(scanned, np.float32), np.concatenate(loop, axis=1))
 
 
@@ -290,6 +300,74 @@ def check_without_jit(case: PipelineCase):
         _, plain = case.run(case.cache(), range(2))
     for desired, actual in zip(compiled, plain, strict=True):
         assert_close(actual, desired)
+
+
+def check_batch_axis(case: PipelineCase):
+    """Every array leaf of a cache has the sessions as its first axis."""
+    cache, _ = case.run(case.cache(), range(1))
+    pending, _ = case.pipeline.generate(case.params(), cache, case.input(1))
+    for state in (case.cache(), cache, pending):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+            assert leaf.shape[:1] == (state.num_sessions,), (
+                f"{jax.tree_util.keystr(path)} has shape {leaf.shape}, its first axis "
+                f"must be the {state.num_sessions} sessions"
+            )
+
+
+def check_sessions(case: PipelineCase):
+    """Sessions of different age and seed in one batch equal each one alone.
+
+    Their noise to the bit, their video within round-off: a batch sums in another order.
+    """
+    pipeline, params = case.pipeline, case.params()
+    old, _ = case.run(case.cache(seed=0), range(3))
+    new, _ = case.run(case.cache(seed=1), range(1))
+    batch = stack_caches([old, new])
+    ages = np.array([3] * old.num_sessions + [1] * new.num_sessions)
+    assert np.array_equal(batch.autoregressive_index, ages)
+    chunks = max(case.num_chunks - 1, 3)
+    videos = []
+    for step in range(chunks):
+        inputs = case.input(3 + step), case.input(1 + step)
+        input = jax.tree.map(lambda *leaves: np.concatenate(leaves), *inputs)
+        batch, video = pipeline.generate(params, batch, input)
+        videos.append(np.asarray(video, np.float32))
+        batch = pipeline.finalize(params, batch)
+    _, alone_old = case.run(old, range(3, 3 + chunks))
+    _, alone_new = case.run(new, range(1, 1 + chunks))
+    for video, *alone in zip(videos, alone_old, alone_new, strict=True):
+        assert_close(video, np.concatenate(alone), SESSION_TOLERANCE)
+    single = take_session(batch, 1)
+    assert _signature(single) == _signature(take_session(batch, 0))
+    swapped = put_session(batch, 0, single)
+    _assert_identical(_to_host(take_session(swapped, 0)), _to_host(single))
+    _assert_identical(
+        _to_host(take_session(swapped, 1)), _to_host(take_session(batch, 1))
+    )
+
+
+def check_in_place(case: PipelineCase):
+    """A donating call aliases the cache, and the residue shares no buffer with it."""
+    pipeline, params = case.pipeline, case.params()
+    cache, _ = case.run(case.cache(), range(1))
+    pending, _ = pipeline.generate(params, cache, case.input(1))
+    held = _buffers(cache.transformer_cache)
+    assert not held & _buffers(pending.final_state)
+    lowered = stages.finalize_in_place.lower(
+        pipeline.diffusion_model,
+        params["transformer"],
+        pending.transformer_cache,
+        pending.final_state,
+        None,
+        pending.autoregressive_index,
+        pending.key,
+    )
+    analysis: Any = lowered.compile().memory_analysis()
+    # What is smaller may be made anew, such as the tokens' count.
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(cache.transformer_cache))
+    chunk = max(leaf.nbytes for leaf in jax.tree.leaves(pending.final_state))
+    # A cache no larger than its chunk may be replaced by it.
+    assert largest <= chunk or analysis.alias_size_in_bytes >= largest, analysis
 
 
 CHECKS: tuple[Callable[[PipelineCase], None], ...] = (
@@ -304,6 +382,9 @@ CHECKS: tuple[Callable[[PipelineCase], None], ...] = (
     check_new_conditions,
     check_rollout,
     check_without_jit,
+    check_batch_axis,
+    check_sessions,
+    check_in_place,
 )
 """Every check of the suite."""
 
@@ -311,6 +392,16 @@ CHECKS: tuple[Callable[[PipelineCase], None], ...] = (
 def _signature(cache: PyTree) -> tuple:
     leaves, structure = jax.tree.flatten(cache)
     return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+
+
+def _buffers(tree: PyTree) -> set[int]:
+    """Addresses of the arrays' memory, on every device."""
+    return {
+        shard.data.unsafe_buffer_pointer()
+        for leaf in jax.tree.leaves(tree)
+        for shard in leaf.addressable_shards
+        if leaf.nbytes
+    }
 
 
 def _to_host(tree: PyTree) -> list[np.ndarray]:

@@ -105,7 +105,7 @@ def rollout(
         )
         if pipeline.decoder is None:
             video = None
-        save_chunk(folder, name, index, cache.final_state.clean_latent, video)
+        save_chunk(folder, name, index, cache.final_state.clean, video)
         cache = pipeline.finalize(params, cache, donate=True)
 
 

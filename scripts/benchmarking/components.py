@@ -61,10 +61,8 @@ def forward(spec: dict[str, Any], report: measure.Report) -> None:
 
     def predict(params, cache, latent, timestep):
         workspace = transformer.start(params, cache, None)
-        workspace, flow = transformer.predict_flow(
-            params, latent, timestep, workspace, None
-        )
-        return transformer.stop(workspace), flow
+        workspace, flow = transformer.predict_flow(params, workspace, latent, timestep)
+        return transformer.release(workspace)[0], flow
 
     call = jax.jit(predict, donate_argnums=1)
     times = []

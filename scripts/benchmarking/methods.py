@@ -68,19 +68,19 @@ def random_conditions(config: Any, key: Any, batch: int = 1) -> Any:
 
     from fdjax.contract.conditioner import Conditions
 
-    model = config.diffusion_model.setup()
     network = config.diffusion_model.transformer.network
     shape = (batch, network.text_len, network.text_dim)
     texts = [
         jax.random.normal(part, shape, jnp.bfloat16) for part in jax.random.split(key)
     ]
-    negative = texts[1] if model.transformer.needs_negative_text else None
+    guided = config.diffusion_model.transformer.guidance_scale > 1
+    negative = texts[1] if guided else None
     return Conditions(text=texts[0], negative_text=negative)
 
 
 def first_steady_chunk(config: Any) -> int:
     """Index of the first chunk that finds a full window."""
-    layout = config.diffusion_model.transformer.frame_layout
+    [layout, *_] = config.diffusion_model.transformer.layout.frames
     return layout.capacity // layout.chunk
 
 

@@ -132,7 +132,7 @@ class Runs:
             start = time.perf_counter()
             video = pipeline.generate(index, cache)
             if compare:
-                self._save(index, cache.final_state.clean_latent, video)
+                self._save(index, cache.final_state.clean, video)
             stats = pipeline.finalize(index, cache) or {}
             stats = {key: round(value, 3) for key, value in stats.items()}
             wall = 1e3 * (time.perf_counter() - start)

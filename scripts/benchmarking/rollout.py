@@ -137,7 +137,7 @@ class Runs:
             self.start_rollout()
             for _ in range(self.spec["num_chunks"]):
                 self.report.append(f"chunks_{name}", self.chunk())
-            while int(self.cache.autoregressive_index) < steady:
+            while int(self.cache.autoregressive_index[0]) < steady:
                 self.chunk()
             rows = [self.chunk() for _ in range(self.spec["steady_chunks"])]
             self.report.add(f"steady_{name}", measure.spread_stages(rows))

@@ -211,10 +211,11 @@ def test_published_sizes_have_names(tmp_path):
     """The words of the error for the real 14B and 1.3B networks, without weights."""
     from fdjax_convert import recognise
     from fdjax_convert.rules.rules import export
-    from fdjax_models.networks.wan_dit.dit import WAN_1_3B, WAN_14B_I2V
+    from fdjax_models.networks.wan_dit.config import WAN_1_3B, WAN_14B_I2V
+    from fdjax_models.networks.wan_dit.image_conditioning import Concatenate
     from fdjax_models.networks.wan_dit.transformer import WanTransformerConfig
 
-    i2v = WanTransformerConfig(network=WAN_14B_I2V, concat_image_mask_to_latent=True)
+    i2v = WanTransformerConfig(network=WAN_14B_I2V, image_conditioning=(Concatenate(),))
     tensors = export(i2v.setup().param_shapes(), OFFICIAL.rules)
     opened = readers.Checkpoint(tmp_path / "x.safetensors", (), tensors)
     small = WanTransformerConfig(network=WAN_1_3B).setup()

@@ -12,7 +12,7 @@ from fdjax_models.networks.clip import ClipImageEncoderConfig
 from fdjax_models.networks.taehv.decoder import TaehvDecoderConfig
 from fdjax_models.networks.taehv.encoder import TaehvEncoderConfig
 from fdjax_models.networks.umt5 import Umt5TextEncoderConfig
-from fdjax_models.networks.wan_dit.dit import WanDiTConfig
+from fdjax_models.networks.wan_dit.config import WanDiTConfig
 from fdjax_models.networks.wan_dit.transformer import WanTransformerConfig
 from fdjax_models.networks.wan_vae.vae import WanVaeDecoderConfig, WanVaeEncoderConfig
 

@@ -11,15 +11,21 @@ from fdjax_convert.rules.problems import ConversionError
 from fdjax_convert.rules.rules import Conversion, convert, to_torch
 from fdjax_convert.tables import wan_dit
 from fdjax_convert.tables.layouts import detect
-from fdjax_models.networks.wan_dit import dit
+from fdjax_models.networks.wan_dit.config import (
+    LINGBOT_WORLD_14B,
+    WAN_1_3B,
+    WAN_14B_I2V,
+    WAN_14B_T2V,
+    WAN_TI2V_5B,
+)
 from tests.networks.wan_dit import tiny
 
 PUBLISHED = {
-    "Wan 1.3B T2V": (dit.WAN_1_3B, 825),
-    "Wan 14B T2V": (dit.WAN_14B_T2V, 1095),
-    "Wan 14B I2V": (dit.WAN_14B_I2V, 1303),
-    "Wan 5B TI2V": (dit.WAN_TI2V_5B, 825),
-    "LingBot-World 14B": (dit.LINGBOT_WORLD_14B, 1421),
+    "Wan 1.3B T2V": (WAN_1_3B, 825),
+    "Wan 14B T2V": (WAN_14B_T2V, 1095),
+    "Wan 14B I2V": (WAN_14B_I2V, 1303),
+    "Wan 5B TI2V": (WAN_TI2V_5B, 825),
+    "LingBot-World 14B": (LINGBOT_WORLD_14B, 1421),
 }
 """Description, sizes, and number of tensors in the published checkpoint."""
 

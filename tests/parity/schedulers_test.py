@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fdjax.engine.diffusion import sample
 from fdjax.schedulers import (
     EulerSchedulerConfig,
     FlowMatchSchedulerConfig,
@@ -40,8 +41,8 @@ def flow(x, timestep):
 
 def our_sample(config, draws):
     scheduler = config.setup()
-    sample = jax.jit(lambda noise, rest: scheduler.sample(noise, flow, step_noise=rest))
-    return np.asarray(sample(draws[0], draws[1:]))
+    solve = jax.jit(lambda noise, rest: sample(scheduler, noise, flow, draws=rest))
+    return np.asarray(solve(draws[0], draws[1:]))
 
 
 FLOW_MATCH = (

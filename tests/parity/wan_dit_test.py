@@ -30,8 +30,13 @@ from fdjax.engine.diffusion import DiffusionModelConfig
 from fdjax.schedulers.euler import EulerSchedulerConfig
 from fdjax.schedulers.flow_match import FlowMatchSchedulerConfig
 from fdjax.schedulers.unipc import UniPCSchedulerConfig
+from fdjax_models.networks.wan_dit.config import WanDiTConfig
 from fdjax_models.networks.wan_dit.control import ImageControl
-from fdjax_models.networks.wan_dit.dit import WanDiTConfig
+from fdjax_models.networks.wan_dit.image_conditioning import (
+    Concatenate,
+    FirstFrameTimestep,
+    Stamp,
+)
 from fdjax_models.networks.wan_dit.transformer import WanTransformerConfig
 from tests import golden
 from tests.networks.wan_dit import tiny
@@ -83,8 +88,16 @@ def _scattered(chunk: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 RELATIVE = {"apply_rope_before_kvcache": False}
-I2V = {"concat_image_mask_to_latent": True}
-PER_TOKEN = {"stamp_image_latent": True, "ti2v_first_frame_per_token_timestep": True}
+I2V = {"image_conditioning": (Concatenate(),)}
+PER_TOKEN = {"image_conditioning": (Stamp(), FirstFrameTimestep())}
+REFERENCE_FIELDS = {
+    Stamp: lambda _: {"stamp_image_latent": True},
+    Concatenate: lambda _: {"concat_image_mask_to_latent": True},
+    FirstFrameTimestep: lambda way: {
+        "ti2v_first_frame_per_token_timestep": True,
+        "first_frame_timestep_value": way.value,
+    },
+}
 CASES = {
     "window": Case({"len_t": 2, "window_size_t": 6}),
     "framewise": Case({"len_t": 1, "window_size_t": 4}, num_chunks=7),
@@ -145,11 +158,12 @@ CASES = {
         control=_scattered,
     ),
     "stamped image": Case(
-        {"len_t": 1, "window_size_t": 4, "stamp_image_latent": True},
+        {"len_t": 1, "window_size_t": 4, "image_conditioning": (Stamp(),)},
         control=_first_frame,
     ),
     "stamped and concatenated": Case(
-        {"len_t": 2, "window_size_t": 4, "stamp_image_latent": True, **I2V},
+        {"len_t": 2, "window_size_t": 4,
+         "image_conditioning": (Stamp(), Concatenate())},
         network=dataclasses.replace(tiny.CONFIG, in_dim=36),
         control=_scattered,
     ),
@@ -160,8 +174,8 @@ CASES = {
         control=_first_frame,
     ),
     "per-token timestep of 14, masks in every chunk": Case(
-        {"len_t": 2, "window_size_t": 4, "first_frame_timestep_value": 14.0,
-         **PER_TOKEN},
+        {"len_t": 2, "window_size_t": 4,
+         "image_conditioning": (Stamp(), FirstFrameTimestep(value=14.0))},
         network=TI2V_CONFIG,
         control=_scattered,
     ),
@@ -174,6 +188,8 @@ class Reference:
     def __init__(self, case: Case, path: str):
         fields = dict(case.transformer)
         relative = not fields.pop("apply_rope_before_kvcache", True)
+        for way in fields.pop("image_conditioning", ()):
+            fields |= REFERENCE_FIELDS[type(way)](way)
         sizes = ("dim", "ffn_dim", "num_heads", "num_layers", "in_dim", "out_dim")
         sizes += ("text_dim", "text_len", "freq_dim")
         network = WanDiTNetworkConfig(
@@ -290,7 +306,7 @@ def test_rollout(name, tmp_path):
             for index in range(case.batch)
         ]
         cache, state = generate(params, cache, control, noise)
-        result = transformer.unpatchify(state.clean_latent, cache)
+        result = transformer.unpatchify(state.clean, cache)
         cache = finalize(params, cache, state, context)
         expected = np.stack(expected)
         error = np.abs(np.moveaxis(result, -1, 2) - expected).max()

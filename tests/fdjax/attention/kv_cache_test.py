@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdjax.attention.kv_cache import KVCache, KVLayout
+from fdjax.attention.kv_cache import KVLayout
 
 LAYOUTS = [
     KVLayout(sink, window, chunk)
@@ -200,16 +200,3 @@ def test_sizes_that_cannot_work_are_refused(sizes, message):
 def test_layout_is_hashable_and_compares_by_value():
     assert hash(KVLayout(1, 2, 3)) == hash(KVLayout(1, 2, 3))
     assert KVLayout(1, 2, 3) != KVLayout(2, 1, 3)
-
-
-def test_a_new_cache_is_empty_and_shares_no_buffers():
-    layout = KVLayout(2, 4, 2)
-    cache = KVCache.create(
-        layout, num_layers=2, batch=3, num_heads=4, head_dim=8, dtype=jnp.bfloat16
-    )
-    buffers = (*cache.keys, *cache.values)
-    assert [buffer.shape for buffer in buffers] == [(3, 6, 4, 8)] * 4
-    assert {buffer.dtype for buffer in buffers} == {jnp.dtype(jnp.bfloat16)}
-    assert len({buffer.unsafe_buffer_pointer() for buffer in buffers}) == 4
-    assert cache.num_tokens.dtype == jnp.int32
-    assert int(cache.num_tokens) == 0

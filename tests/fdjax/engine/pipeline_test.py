@@ -52,14 +52,14 @@ def test_context_noise_can_be_injected():
     noise = jnp.ones((2, 12, 4))
     default = PIPELINE.finalize(params, pending)
     injected = PIPELINE.finalize(params, pending, noise=noise)
-    latent = 0.9 * pending.final_state.clean_latent + 0.1 * noise
+    latent = 0.9 * pending.final_state.clean + 0.1 * noise
     transformer = PIPELINE.diffusion_model.transformer
-    expected = transformer.append(
+    expected = transformer.commit(
         params["transformer"],
-        latent,
-        jnp.float32(100),
         pending.transformer_cache,
         CASE.input(0),
+        latent,
+        jnp.float32(100),
     )
     testing.assert_close(injected.transformer_cache.mean, expected.mean)
     assert not np.array_equal(
@@ -127,7 +127,10 @@ def test_the_seed_of_the_config_is_the_default_key():
     config = tiny.CONFIG.diffusion_model
     seeded = replace(diffusion_model=dataclasses.replace(config, seed=5))
     cache = tiny.initialize(seeded, CASE.params(), None)
-    assert jax.random.key_data(cache.key).tolist() == [0, 5]
+    keys = jax.random.split(jax.random.key(5), 2)  # one for each of two sessions
+    np.testing.assert_array_equal(
+        jax.random.key_data(cache.key), jax.random.key_data(keys)
+    )
 
 
 def test_context_noise_is_a_timestep():

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fdjax.engine.diffusion import denoise, sample
 from fdjax.schedulers import EulerSchedulerConfig
 from tests.golden import fill_input
 
@@ -27,7 +28,7 @@ def test_golden_samples(config, expected):
     assert scheduler.num_draws == 1
     noise = jnp.asarray(fill_input("noise", (4,)))
     np.testing.assert_allclose(
-        scheduler.sample(noise, predict_flow), expected, atol=3e-7
+        sample(scheduler, noise, predict_flow), expected, atol=3e-7
     )
 
 
@@ -37,13 +38,14 @@ def test_published_schedules():
     expected = [0.99979985, 0.93726546, 0.83305538, 0.62468731, 0]
     np.testing.assert_allclose(scheduler.sigmas, expected, atol=1e-8, rtol=1.2e-7)
     np.testing.assert_allclose(
-        scheduler.timesteps, 1000 * scheduler.sigmas, rtol=1.2e-7
+        scheduler.timesteps, 1000 * scheduler.sigmas[:-1], rtol=1.2e-7
     )
     fixed = DISTILLED.setup()
     np.testing.assert_array_equal(
-        fixed.timesteps, np.float32([1000, 960, 888.8889, 727.2728, 0])
+        fixed.timesteps, np.float32([1000, 960, 888.8889, 727.2728])
     )
-    np.testing.assert_allclose(fixed.sigmas, fixed.timesteps / 1000, rtol=1.2e-7)
+    np.testing.assert_allclose(fixed.sigmas[:-1], fixed.timesteps / 1000, rtol=1.2e-7)
+    assert fixed.sigmas[-1] == 0
 
 
 @pytest.mark.parametrize(
@@ -53,15 +55,15 @@ def test_published_schedules():
 def test_scan_equals_a_python_loop(config):
     scheduler = config.setup()
     noise = jnp.asarray(fill_input("x", (2, 3)))
-    sigmas, sample = np.float64(scheduler.sigmas), np.float64(noise)
+    sigmas, expected = np.float64(scheduler.sigmas), np.float64(noise)
     for timestep, sigma, following in zip(
         scheduler.timesteps, sigmas, sigmas[1:], strict=False
     ):
-        sample = sample + (following - sigma) * predict_flow(
-            sample, np.float64(timestep)
+        expected = expected + (following - sigma) * predict_flow(
+            expected, np.float64(timestep)
         )
-    actual = jax.jit(lambda noise: scheduler.sample(noise, predict_flow))(noise)
-    np.testing.assert_allclose(actual, sample, atol=2e-6)
+    actual = jax.jit(lambda noise: sample(scheduler, noise, predict_flow))(noise)
+    np.testing.assert_allclose(actual, expected, atol=2e-6)
 
 
 def test_scan_threads_the_carry():
@@ -69,7 +71,9 @@ def test_scan_threads_the_carry():
         return carry.at[0].add(1).at[1].set(timestep), jnp.zeros_like(x)
 
     noise = jnp.arange(3.0)
-    carry, clean = DISTILLED.setup().scan(jnp.zeros(2), noise, count, jnp.zeros((0, 3)))
+    carry, clean = denoise(
+        DISTILLED.setup(), jnp.zeros(2), noise, jnp.zeros((0, 3)), count
+    )
     np.testing.assert_allclose(carry, [4, 727.2728], rtol=1e-7)
     np.testing.assert_array_equal(clean, noise)
 

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fdjax.engine.diffusion import denoise, sample
 from fdjax.schedulers import FlowMatchScheduler, FlowMatchSchedulerConfig
 from tests.golden import fill_input
 
@@ -86,7 +87,7 @@ def test_golden_samples(name, expected):
     scheduler = PUBLISHED[name].setup()
     step_noise = renoising_draws(scheduler.num_draws - 1)
     noise = jnp.asarray(fill_input("noise", (4,)))
-    clean = scheduler.sample(noise, predict_flow, step_noise=step_noise)
+    clean = sample(scheduler, noise, predict_flow, draws=step_noise)
     np.testing.assert_allclose(clean, expected, atol=3e-7)
 
 
@@ -110,11 +111,11 @@ def test_scan_equals_a_python_loop(name):
     )
     step_noise = jnp.asarray(step_noise, jnp.float32)
     expected = python_loop(scheduler, noise, step_noise)
-    sample = jax.jit(
-        lambda *draws: scheduler.sample(draws[0], predict_flow, step_noise=draws[1])
+    solve = jax.jit(
+        lambda *draws: sample(scheduler, draws[0], predict_flow, draws=draws[1])
     )
     np.testing.assert_allclose(
-        sample(jnp.asarray(noise, jnp.float32), step_noise), expected, atol=2e-6
+        solve(jnp.asarray(noise, jnp.float32), step_noise), expected, atol=2e-6
     )
 
 
@@ -129,7 +130,7 @@ def test_the_first_step_sees_the_noise_itself_whatever_its_sigma():
         return carry, jnp.zeros_like(x)
 
     noise = jnp.asarray(fill_input("noise", (4,)))
-    jax.block_until_ready(scheduler.scan((), noise, record, renoising_draws(3)))
+    jax.block_until_ready(denoise(scheduler, (), noise, renoising_draws(3), record))
     jax.effects_barrier()
     np.testing.assert_array_equal(seen[0], noise)
     assert len(seen) == 4
@@ -143,8 +144,8 @@ def test_scan_threads_the_carry_and_the_exact_timesteps():
         return (calls + 1, timesteps.at[calls].set(timestep)), jnp.zeros_like(x)
 
     carry = jnp.int32(0), jnp.zeros(4)
-    (calls, timesteps), clean = scheduler.scan(
-        carry, jnp.ones(3), count, jnp.zeros((3, 3))
+    (calls, timesteps), clean = denoise(
+        scheduler, carry, jnp.ones(3), jnp.zeros((3, 3)), count
     )
     assert calls == 4
     np.testing.assert_array_equal(timesteps, [999, 978, 947, 825])
@@ -158,7 +159,7 @@ def test_a_linear_flow_returns_its_target():
         num_inference_steps=1, denoising_timesteps=(1000,)
     )
     noise = jnp.array([1.0, 2.0, 3.0])
-    clean = config.setup().sample(noise, lambda x, timestep: x - target)
+    clean = sample(config.setup(), noise, lambda x, timestep: x - target)
     np.testing.assert_allclose(clean, target, atol=1e-6)
 
 
@@ -221,20 +222,20 @@ def test_draws_come_from_the_key_or_from_the_caller():
     scheduler = FlowMatchSchedulerConfig().setup()
     noise = jnp.ones((3, 2))
     key = jax.random.key(7)
-    drawn = scheduler.sample(noise, predict_flow, key)
+    drawn = sample(scheduler, noise, predict_flow, key)
     step_noise = jax.random.normal(key, (3, 3, 2))
-    given = scheduler.sample(noise, predict_flow, step_noise=step_noise)
+    given = sample(scheduler, noise, predict_flow, draws=step_noise)
     np.testing.assert_array_equal(drawn, given)
     assert (
-        np.abs(drawn - scheduler.sample(noise, predict_flow, jax.random.key(8))).max()
+        np.abs(drawn - sample(scheduler, noise, predict_flow, jax.random.key(8))).max()
         > 0
     )
     with pytest.raises(ValueError, match=r"draws noise 3 times .* shape \(3, 3, 2\)"):
-        scheduler.sample(noise, predict_flow)
+        sample(scheduler, noise, predict_flow)
     with pytest.raises(
         ValueError, match=r"must have shape \(3, 3, 2\), got \(2, 3, 2\)"
     ):
-        scheduler.sample(noise, predict_flow, step_noise=step_noise[:2])
+        sample(scheduler, noise, predict_flow, draws=step_noise[:2])
 
 
 def test_equal_configs_give_equal_schedulers():

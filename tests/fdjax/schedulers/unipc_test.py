@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fdjax.engine.diffusion import denoise, sample
 from fdjax.schedulers import UniPCSchedulerConfig
 from tests.golden import fill_input
 
@@ -144,7 +145,7 @@ def test_golden_samples(num_steps, shift, expected):
     """Wan-family fact sheet, section 14.5."""
     config = UniPCSchedulerConfig(num_inference_steps=num_steps, shift=shift)
     noise = jnp.asarray(fill_input("noise", (4,)))
-    clean = config.setup().sample(noise, predict_flow)
+    clean = sample(config.setup(), noise, predict_flow)
     # float32 rounding of up to 50 steps, each of which subtracts close numbers.
     np.testing.assert_allclose(clean, expected, atol=2e-6)
 
@@ -152,7 +153,7 @@ def test_golden_samples(num_steps, shift, expected):
 def python_loop(scheduler, noise, flow):
     """Corrector and predictor as two statements, in float64."""
     steps = [np.float64(field) for field in scheduler.steps]
-    timesteps, sigmas, a_corr, c0, cd, ct, a_pred, b0, bp = steps
+    timesteps, _, sigmas, a_corr, c0, cd, ct, a_pred, b0, bp = steps
     sample, last, previous, older = np.float64(noise), None, None, None
     for i, (timestep, sigma) in enumerate(zip(timesteps, sigmas, strict=True)):
         current = sample - sigma * np.float64(flow(sample, timestep))
@@ -180,7 +181,7 @@ def test_scan_equals_a_python_loop(solver_order, num_steps, karras):
     scheduler = config.setup()
     assert len(scheduler.steps.timestep) == num_steps + karras
     noise = jnp.asarray(fill_input("x", (2, 3)))
-    actual = jax.jit(lambda noise: scheduler.sample(noise, bent_flow))(noise)
+    actual = jax.jit(lambda noise: sample(scheduler, noise, bent_flow))(noise)
     expected = python_loop(scheduler, noise, bent_flow)
     np.testing.assert_allclose(actual, expected, atol=5e-6)
 
@@ -192,7 +193,7 @@ def test_the_second_order_pays():
         config = UniPCSchedulerConfig(
             num_inference_steps=num_steps, solver_order=order, shift=1.0
         )
-        return config.setup().sample(jnp.linspace(-2, 2, 9), bent_flow)
+        return sample(config.setup(), jnp.linspace(-2, 2, 9), bent_flow)
 
     exact = solve(500, 2)
     errors = {
@@ -212,7 +213,7 @@ def test_scan_threads_the_carry():
         return carry.at[0].add(1).at[1].set(timestep), jnp.zeros_like(x)
 
     noise = jnp.arange(3.0)
-    carry, clean = scheduler.scan(jnp.zeros(2), noise, count, jnp.zeros((0, 3)))
+    carry, clean = denoise(scheduler, jnp.zeros(2), noise, jnp.zeros((0, 3)), count)
     np.testing.assert_array_equal(carry, [5, scheduler.steps.timestep[-1]])
     np.testing.assert_allclose(clean, noise, atol=1e-6)
 

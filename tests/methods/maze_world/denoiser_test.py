@@ -17,6 +17,7 @@ from fdjax_models.methods.maze_world.training.denoiser import (
     visibility,
 )
 from fdjax_models.networks.wan_dit.control import ImageControl, WanControl
+from fdjax_models.networks.wan_dit.image_conditioning import Stamp
 from fdjax_models.networks.wan_dit.transformer import WanTransformerConfig
 from tests.methods.maze_world.tiny import NETWORK
 
@@ -48,7 +49,7 @@ def clips() -> Clip:
 def stream(params, clips: Clip, noisy, clean_level, level):
     """The flow of each chunk, from a transformer that streams against its cache."""
     transformer = WanTransformerConfig(
-        network=NETWORK, len_t=1, window_size_t=WINDOW, stamp_image_latent=True
+        network=NETWORK, len_t=1, window_size_t=WINDOW, image_conditioning=(Stamp(),)
     ).setup()
     weights = params["transformer"]
     prompt = params["text_encoder"]["table"][clips.tokens]
@@ -64,12 +65,11 @@ def stream(params, clips: Clip, noisy, clean_level, level):
         )
         workspace = transformer.start(weights, cache, control)
         x = transformer.patchify(noisy[:, i : i + 1])
-        _, flow = transformer.predict_flow(
-            weights, x, 1000 * level[i], workspace, control
-        )
+        _, flow = transformer.predict_flow(weights, workspace, x, 1000 * level[i])
         flows.append(flow)
         x = transformer.patchify(clips.video[:, i : i + 1])
-        cache = transformer.append(weights, x, 1000 * clean_level, cache, control)
+        _, residue = transformer.release(workspace)
+        cache = transformer.commit(weights, cache, residue, x, 1000 * clean_level)
     return jnp.concatenate(flows, axis=1)
 
 

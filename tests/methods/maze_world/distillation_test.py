@@ -17,6 +17,7 @@ from fdjax_models.methods.maze_world.training.distillation import (
     Distiller,
     variance_by_quarter,
 )
+from fdjax_models.networks.wan_dit.image_conditioning import Stamp
 from fdjax_models.networks.wan_dit.transformer import WanTransformerConfig
 from tests.methods.maze_world import tiny
 
@@ -30,7 +31,7 @@ BATCH, CHUNKS, TOKENS = 16, 3, 2
 def distiller() -> Distiller:
     model = DiffusionModelConfig(
         transformer=WanTransformerConfig(
-            network=NETWORK, len_t=1, window_size_t=3, stamp_image_latent=True
+            network=NETWORK, len_t=1, window_size_t=3, image_conditioning=(Stamp(),)
         ),
         scheduler=FlowMatchSchedulerConfig(
             num_inference_steps=2, denoising_timesteps=(1000, 500), shift=1.0

@@ -2,7 +2,7 @@
 
 from fdjax_models.methods.maze_world import text
 from fdjax_models.methods.maze_world.encoder import NUM_FEATURES
-from fdjax_models.networks.wan_dit.dit import WanDiTConfig
+from fdjax_models.networks.wan_dit.config import WanDiTConfig
 
 NETWORK = WanDiTConfig(
     dim=24,

@@ -180,7 +180,7 @@ def test_recorded_rollouts(run, index, expected):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"len_t": 3}, "must be multiples of 2, the frames of a patch, got"),
+        ({"len_t": 3}, "must be multiples of 2, the patch size in time, got"),
         ({"window_size_t": 0}, "window must be >= 1, got 0"),
         ({"sink_size_t": -2}, "sink must be >= 0"),
         ({"len_t": 4, "window_size_t": 6}, r"sink \+ window must be a multiple of"),

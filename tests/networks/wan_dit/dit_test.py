@@ -1,6 +1,7 @@
 """The network: recorded outputs of the reference, published sizes, timesteps."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -10,7 +11,15 @@ import pytest
 
 from fdjax.contract.conditioner import Conditions
 from fdjax_models.networks.wan_dit import dit
+from fdjax_models.networks.wan_dit.config import (
+    LINGBOT_WORLD_14B,
+    WAN_1_3B,
+    WAN_14B_I2V,
+    WAN_14B_T2V,
+    WAN_TI2V_5B,
+)
 from fdjax_models.networks.wan_dit.control import ImageControl, WanControl
+from fdjax_models.networks.wan_dit.image_conditioning import Concatenate
 from fdjax_models.networks.wan_dit.time_embedding import sinusoid
 from fdjax_models.networks.wan_dit.transformer import WanTransformerConfig
 from tests import golden
@@ -78,20 +87,20 @@ CASES = {
         WINDOW,
         network=tiny.IMAGE_CONFIG,
         window_size_t=2,
-        concat_image_mask_to_latent=True,
+        image_conditioning=(Concatenate(),),
     ),
     "lingbot": dataclasses.replace(
         WINDOW,
         network=tiny.LINGBOT_CONFIG,
         window_size_t=2,
-        concat_image_mask_to_latent=True,
+        image_conditioning=(Concatenate(),),
     ),
 }
 
 
 def _control(config: WanTransformerConfig, x: jax.Array) -> WanControl | None:
     """The 20 channels after the latent's, taken apart again; camera rays."""
-    if not config.concat_image_mask_to_latent:
+    if not config.image_conditioning:
         return None
     mask = jnp.pad(x[..., 16:20], [(0, 0)] * 4 + [(0, 12)])
     rays = None
@@ -112,7 +121,7 @@ def test_golden(case):
     )
     cache = transformer.initialize_cache(params, conditions, 4, 6)
     predict = jax.jit(transformer.predict_flow)
-    append = jax.jit(transformer.append)
+    commit = jax.jit(functools.partial(tiny.commit, transformer))
     for chunk in range(1 + max(key[1] for key in GOLDENS if key[0] == case)):
         shape = (config.len_t, config.network.in_dim, 4, 6)
         x = tiny.video(golden.fill_input(f"x{chunk}", shape))
@@ -120,9 +129,7 @@ def test_golden(case):
         latent = transformer.patchify(x[..., :16])
         workspace = transformer.start(params, cache, control)
         for timestep in (500, 0):
-            workspace, flow = predict(
-                params, latent, jnp.float32(timestep), workspace, control
-            )
+            workspace, flow = predict(params, workspace, latent, jnp.float32(timestep))
             expected = GOLDENS.get((case, chunk, timestep))
             if expected is None:
                 continue
@@ -134,35 +141,35 @@ def test_golden(case):
                 rtol=2e-6,
                 atol=1e-4,
             )
-        cache = append(params, latent, jnp.float32(0), cache, control)
+        cache = commit(params, cache, latent, control)
 
 
 @pytest.mark.parametrize(
     ("config", "count"),
     [
-        (dit.WAN_1_3B, 1_418_996_800),
-        (dit.WAN_14B_T2V, 14_288_491_584),
-        (dit.WAN_14B_I2V, 16_394_878_784),
-        (dit.WAN_TI2V_5B, 4_999_787_712),
-        (dit.LINGBOT_WORLD_14B, 18_544_332_864),
+        (WAN_1_3B, 1_418_996_800),
+        (WAN_14B_T2V, 14_288_491_584),
+        (WAN_14B_I2V, 16_394_878_784),
+        (WAN_TI2V_5B, 4_999_787_712),
+        (LINGBOT_WORLD_14B, 18_544_332_864),
     ],
 )
 def test_published_parameter_count(config, count):
-    shapes = jax.eval_shape(config.init_params, jax.random.key(0))
+    shapes = jax.eval_shape(
+        functools.partial(dit.init_params, config), jax.random.key(0)
+    )
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == count
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("bfloat16")}
 
 
 def test_random_weights_keep_unit_scale():
-    params = jax.jit(tiny.CONFIG.init_params)(jax.random.key(0))
+    params = dit.init_params(tiny.CONFIG, jax.random.key(0))
     transformer = WINDOW.setup()
     text = jax.random.normal(jax.random.key(1), (1, 8, 16))
     cache = transformer.initialize_cache(params, Conditions(text=text), 4, 6)
     latent = jax.random.normal(jax.random.key(2), transformer.latent_shape(cache))
     workspace = transformer.start(params, cache, None)
-    _, flow = transformer.predict_flow(
-        params, latent, jnp.float32(700), workspace, None
-    )
+    _, flow = transformer.predict_flow(params, workspace, latent, jnp.float32(700))
     assert 0.3 < jnp.std(flow) < 3
 
 
@@ -191,9 +198,7 @@ def test_bfloat16_network_is_close_to_float32():
         x = tiny.video(golden.fill_input("x0", (2, 16, 4, 6)))
         workspace = transformer.start(params, cache, None)
         latent = transformer.patchify(x)
-        _, flow = transformer.predict_flow(
-            params, latent, jnp.float32(500), workspace, None
-        )
+        _, flow = transformer.predict_flow(params, workspace, latent, jnp.float32(500))
         assert flow.dtype == jnp.float32
         flows.append(np.asarray(flow))
     error = np.linalg.norm(flows[0] - flows[1]) / np.linalg.norm(flows[0])

@@ -13,6 +13,11 @@ from fdjax.engine.diffusion import DiffusionModelConfig
 from fdjax.schedulers.flow_match import FlowMatchSchedulerConfig
 from fdjax.schedulers.unipc import UniPCSchedulerConfig
 from fdjax_models.networks.wan_dit.control import ImageControl
+from fdjax_models.networks.wan_dit.image_conditioning import (
+    Concatenate,
+    FirstFrameTimestep,
+    Stamp,
+)
 from fdjax_models.networks.wan_dit.transformer import WanTransformerConfig
 from tests import golden
 from tests.networks.wan_dit import tiny
@@ -36,12 +41,12 @@ CASES = {
             BIDIRECTIONAL,
             network=tiny.IMAGE_CONFIG,
             guidance_scale=5.0,
-            concat_image_mask_to_latent=True,
+            image_conditioning=(Concatenate(),),
         ),
         UniPCSchedulerConfig(num_inference_steps=4, shift=3.0),
     ),
     "stamped image": (
-        dataclasses.replace(CAUSAL, len_t=1, stamp_image_latent=True),
+        dataclasses.replace(CAUSAL, len_t=1, image_conditioning=(Stamp(),)),
         FlowMatchSchedulerConfig(shift=5.0),
     ),
     "per-token timestep": (
@@ -49,8 +54,7 @@ CASES = {
             BIDIRECTIONAL,
             network=dataclasses.replace(tiny.CONFIG, in_dim=48, out_dim=48),
             guidance_scale=5.0,
-            stamp_image_latent=True,
-            ti2v_first_frame_per_token_timestep=True,
+            image_conditioning=(Stamp(), FirstFrameTimestep()),
         ),
         UniPCSchedulerConfig(num_inference_steps=4, shift=5.0),
     ),
@@ -96,7 +100,7 @@ From NVIDIA/flashdreams at float32 on a CPU; draw k of a rollout is "draw{k}".
 
 
 def _control(config: WanTransformerConfig, chunk: int) -> ImageControl | None:
-    if not (config.stamp_image_latent or config.concat_image_mask_to_latent):
+    if not config.image_conditioning:
         return None
     shape = (config.len_t, config.network.out_dim, 4, 6)
     mask = np.zeros(shape, np.float32)
@@ -125,7 +129,7 @@ def test_recorded_rollout(case):
         noise = np.stack([next(draws) for _ in range(model.scheduler.num_draws)])
         cache, state = generate(params, cache, control, noise[:, None])
         if (case, chunk) in GOLDENS:
-            latent = model.transformer.unpatchify(state.clean_latent, cache)
+            latent = model.transformer.unpatchify(state.clean, cache)
             np.testing.assert_allclose(
                 golden.summary(tiny.published(latent)),
                 [float(number) for number in GOLDENS[case, chunk].split()],

@@ -1,13 +1,15 @@
 """A tiny Wan DiT with the published keys, its weights filled by name."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 
 from fdjax_convert.rules.rules import convert
 from fdjax_convert.tables import wan_dit
-from fdjax_models.networks.wan_dit.dit import WanDiTConfig
+from fdjax_models.networks.wan_dit.config import WanDiTConfig
+from fdjax_models.networks.wan_dit.dit import init_params
 from tests import golden
 
 CONFIG = WanDiTConfig(
@@ -84,9 +86,31 @@ def checkpoint(config: WanDiTConfig, prefix: str = "") -> dict[str, np.ndarray]:
 
 def params(config: WanDiTConfig, source=None, rules=wan_dit.OFFICIAL):
     """Parameters from `source`, or from `checkpoint`."""
-    shapes = jax.eval_shape(config.init_params, jax.random.key(0))
+    init = functools.partial(init_params, config)
+    shapes = jax.eval_shape(init, jax.random.key(0))
     source = checkpoint(config) if source is None else source
-    return jax.tree.map(jax.numpy.asarray, convert(source, rules, shapes))
+
+    # INTERIM
+    def flat(path, leaf):
+        if "qkv" in jax.tree_util.keystr(path):
+            k = leaf.ndim - 3
+            return jax.ShapeDtypeStruct(
+                (*leaf.shape[:k], math.prod(leaf.shape[k:])), leaf.dtype
+            )
+        return leaf
+
+    import math
+
+    out = convert(source, rules, jax.tree_util.tree_map_with_path(flat, shapes))
+    return jax.tree.map(lambda x, s: jax.numpy.asarray(x).reshape(s.shape), out, shapes)
+
+
+def commit(transformer, params, cache, clean, control, timestep=0.0):
+    """The cache with a clean chunk committed that was never denoised."""
+    workspace = transformer.start(params, cache, control)
+    _, residue = transformer.release(workspace)
+    timestep = jax.numpy.float32(timestep)
+    return transformer.commit(params, cache, residue, clean, timestep)
 
 
 def video(latent: np.ndarray) -> jax.Array:

@@ -17,6 +17,12 @@ from fdjax.engine.diffusion import DiffusionModelConfig
 from fdjax.engine.pipeline import StreamInferencePipelineConfig
 from fdjax.schedulers.flow_match import FlowMatchSchedulerConfig
 from fdjax_models.networks.wan_dit.control import ImageControl, WanControl
+from fdjax_models.networks.wan_dit.dit import init_params
+from fdjax_models.networks.wan_dit.image_conditioning import (
+    Concatenate,
+    FirstFrameTimestep,
+    Stamp,
+)
 from fdjax_models.networks.wan_dit.transformer import (
     WanTransformer,
     WanTransformerConfig,
@@ -80,7 +86,7 @@ class ListAttention:
         else:
             key_times = range(len(visible))
             query_times = range(len(visible) - cfg.len_t, len(visible))
-        rotate = cfg.setup().rope.rotate
+        rotate = cfg.layout.rope.rotate
         query = rotate(query, self.table(query_times))
         key = np.concatenate([keys[frame] for frame in visible], axis=1)
         value = np.concatenate([values[frame] for frame in visible], axis=1)
@@ -93,10 +99,13 @@ class ListAttention:
 def test_sees_what_a_list_of_frames_says(layout, mode):
     config = dataclasses.replace(BASE, **LAYOUTS[layout], **mode)
     transformer, params, cache = _start(config)
-    predict, append = jax.jit(transformer.predict_flow), jax.jit(transformer.append)
+    predict = jax.jit(transformer.predict_flow)
+    commit = jax.jit(functools.partial(tiny.commit, transformer))
 
     def table(times):
-        angles = transformer.rope.angles(np.array(times), SIZE[0] // 2, SIZE[1] // 2)
+        angles = transformer.layout.rope.angles(
+            np.array(times), SIZE[0] // 2, SIZE[1] // 2
+        )
         return rope_table(angles, jnp.float32)
 
     states = tuple(([], []) for _ in range(config.network.num_layers))
@@ -114,10 +123,10 @@ def test_sees_what_a_list_of_frames_says(layout, mode):
         )
         _, expected = twin(noisy, jnp.float32(700))
         workspace = transformer.start(params, cache, None)
-        _, flow = predict(params, noisy, jnp.float32(700), workspace, None)
+        _, flow = predict(params, workspace, noisy, jnp.float32(700))
         testing.assert_close(flow, expected)
         states, _ = twin(clean, jnp.float32(0))
-        cache = append(params, clean, jnp.float32(0), cache, None)
+        cache = commit(params, cache, clean, None)
 
 
 @pytest.mark.parametrize("mode", [{}, RELATIVE], ids=["absolute", "relative"])
@@ -126,23 +135,20 @@ def test_predicting_leaves_the_visible_cache_as_it_is(mode):
     transformer, params, cache = _start(config)
     for chunk in range(4):
         clean = _latent(transformer, f"clean{chunk}")
-        cache = transformer.append(params, clean, jnp.float32(0), cache, None)
+        cache = tiny.commit(transformer, params, cache, clean, None)
     noisy, other = _latent(transformer, "noisy"), _latent(transformer, "other")
 
     def flow_of(cache, latent):
         workspace = transformer.start(params, cache, None)
-        return transformer.predict_flow(
-            params, latent, jnp.float32(500), workspace, None
-        )
+        return transformer.predict_flow(params, workspace, latent, jnp.float32(500))
 
     workspace, _ = flow_of(cache, other)
-    used = transformer.stop(workspace)
+    used = transformer.release(workspace)[0]
     np.testing.assert_array_equal(flow_of(used, noisy)[1], flow_of(cache, noisy)[1])
-    appended = [
-        transformer.append(params, noisy, jnp.float32(0), each, None)
-        for each in (used, cache)
+    committed = [
+        tiny.commit(transformer, params, each, noisy, None) for each in (used, cache)
     ]
-    jax.tree.map(np.testing.assert_array_equal, *appended)
+    jax.tree.map(np.testing.assert_array_equal, *committed)
     assert jax.tree.structure(used) == jax.tree.structure(cache)
 
 
@@ -156,17 +162,17 @@ def test_bidirectional_generation_keeps_no_buffers():
     for each in (config, wide):
         transformer, params, cache = _start(each)
         workspace = transformer.start(params, cache, None)
-        _, flow = transformer.predict_flow(
-            params, latent, jnp.float32(300), workspace, None
-        )
+        _, flow = transformer.predict_flow(params, workspace, latent, jnp.float32(300))
         flows.append(flow)
     testing.assert_close(*flows)
-    cache = transformer.append(params, latent, jnp.float32(0), cache, None)
+    cache = tiny.commit(transformer, params, cache, latent, None)
     assert cache.kv.num_tokens == 4 * FRAME
 
 
 def test_two_sessions_equal_two_rollouts():
-    config = dataclasses.replace(BASE, guidance_scale=4.0, stamp_image_latent=True)
+    config = dataclasses.replace(
+        BASE, guidance_scale=4.0, image_conditioning=(Stamp(),)
+    )
     transformer, params, both = _start(config, batch=2)
     conditions = _conditions(2)
     alone = [
@@ -178,12 +184,13 @@ def test_two_sessions_equal_two_rollouts():
         for i in range(2)
     ]
     shape = (2, config.len_t, *SIZE, 16)
-    predict, append = jax.jit(transformer.predict_flow), jax.jit(transformer.append)
+    predict = jax.jit(transformer.predict_flow)
+    commit = jax.jit(functools.partial(tiny.commit, transformer))
 
     def step(cache, latent, timestep, control):
         workspace = transformer.start(params, cache, control)
-        _, flow = predict(params, latent, timestep, workspace, control)
-        return append(params, latent, jnp.float32(0), cache, control), flow
+        _, flow = predict(params, workspace, latent, timestep)
+        return commit(params, cache, latent, control), flow
 
     for chunk in range(3):
         latent = _latent(transformer, f"x{chunk}", batch=2)
@@ -210,21 +217,19 @@ def test_guidance_extrapolates_from_the_negative_prompt():
         cache = transformer.initialize_cache(params, conditions, *SIZE)
         workspace = transformer.start(params, cache, None)
         latent = _latent(transformer, "x")
-        return transformer.predict_flow(
-            params, latent, jnp.float32(400), workspace, None
-        )[1]
+        return transformer.predict_flow(params, workspace, latent, jnp.float32(400))[1]
 
     with_text, without = flow(plain, conditions), flow(plain, negative)
     expected = without + scale * (with_text - without)
     testing.assert_close(flow(guided, conditions), expected)
-    assert guided.needs_negative_text
-    assert not plain.needs_negative_text
+    assert guided.layout.num_branches == 2
+    assert plain.layout.num_branches == 1
 
 
 def test_a_new_prompt_keeps_what_was_generated():
     transformer, params, cache = _start(BASE)
     latent = _latent(transformer, "x")
-    cache = transformer.append(params, latent, jnp.float32(0), cache, None)
+    cache = tiny.commit(transformer, params, cache, latent, None)
     changed = transformer.update_conditions(params, cache, _conditions(name="new"))
     jax.tree.map(np.testing.assert_array_equal, changed.kv, cache.kv)
     fresh = transformer.initialize_cache(params, _conditions(name="new"), *SIZE)
@@ -240,13 +245,11 @@ def test_a_vector_per_frame_equals_one_per_token():
     workspace = transformer.start(params, cache, None)
     per_frame = jnp.array([[900.0, 500.0, 20.0, 0.0]])
     flows = [
-        transformer.predict_flow(params, latent, timestep, workspace, None)[1]
+        transformer.predict_flow(params, workspace, latent, timestep)[1]
         for timestep in (per_frame, jnp.repeat(per_frame, FRAME, axis=1))
     ]
     testing.assert_close(*flows)
-    _, uniform = transformer.predict_flow(
-        params, latent, per_frame[:, 0], workspace, None
-    )
+    _, uniform = transformer.predict_flow(params, workspace, latent, per_frame[:, 0])
     first = slice(0, FRAME)
     assert jnp.abs(uniform - flows[0]).max() > 0.1
     # The first frame has the same timestep, and sees other frames that do not.
@@ -259,16 +262,14 @@ def test_features_steer_where_they_are():
     )
     config = dataclasses.replace(BASE, network=network)
     transformer = config.setup()
-    params = network.init_params(jax.random.key(0))
+    params = init_params(network, jax.random.key(0))
     cache = transformer.initialize_cache(params, Conditions(), *SIZE)
     latent = _latent(transformer, "x")
 
     def flow(tokens, vectors):
         control = WanControl(token_features=tokens, vector_features=vectors)
         workspace = transformer.start(params, cache, control)
-        return transformer.predict_flow(
-            params, latent, jnp.float32(400), workspace, control
-        )[1]
+        return transformer.predict_flow(params, workspace, latent, jnp.float32(400))[1]
 
     tokens = jnp.zeros((1, 2 * FRAME, 3))
     vectors = jnp.zeros((1, 2, 5))
@@ -334,8 +335,7 @@ PIPELINES = {
                 window_size_t=3,
                 sink_size_t=1,
                 guidance_scale=2.0,
-                stamp_image_latent=True,
-                ti2v_first_frame_per_token_timestep=True,
+                image_conditioning=(Stamp(), FirstFrameTimestep()),
                 **RELATIVE,
             ),
             encoder=NullEncoderConfig(),
@@ -358,9 +358,8 @@ def test_contract(name, check):
         ({"window_size_t": 5}, "multiple of chunk"),
         ({"len_t": 3}, "'len_t': 3, 'window_size_t': 4"),
         ({"window_size_t": 0, "sink_size_t": 4}, "window must be >= 1"),
-        ({"concat_image_mask_to_latent": True}, "in_dim must be 36"),
-        ({"first_frame_timestep_value": -1.0}, r"\[0, 1000\], got -1"),
-        (
+        ({"image_conditioning": (Concatenate(),)}, "in_dim must be 36"),
+                (
             {"network": dataclasses.replace(tiny.CONFIG, patch_size=(2, 2, 2)),
              "len_t": 3, "window_size_t": 3},
             "multiples of 2",
@@ -392,7 +391,7 @@ def test_sizes_that_cannot_work(change, message):
         ({}, Conditions(text=jnp.zeros((1, 8, 15))), SIZE, "another encoder"),
         ({}, Conditions(text=jnp.zeros((1, 7, 16))), SIZE, r"\(B, 8, 16\)"),
         (
-            {"network": tiny.IMAGE_CONFIG, "concat_image_mask_to_latent": True},
+            {"network": tiny.IMAGE_CONFIG, "image_conditioning": (Concatenate(),)},
             _conditions(),
             SIZE,
             r"image_embedding of shape \(B, P, 1280\), got None",
@@ -413,9 +412,9 @@ IMAGE = ImageControl(
 @pytest.mark.parametrize(
     ("change", "control", "message"),
     [
-        ({"stamp_image_latent": True}, None, "need a control with an image"),
+        ({"image_conditioning": (Stamp(),)}, None, "need a control with an image"),
         (
-            {"stamp_image_latent": True},
+            {"image_conditioning": (Stamp(),)},
             IMAGE.replace(latent=jnp.zeros((1, 3, *SIZE, 16))),
             r"image\.latent must have shape \(1, 2, 4, 6, 16\), got \(1, 3, 4, 6, 16\)",
         ),
@@ -432,13 +431,13 @@ def test_controls_that_do_not_fit(change, control, message):
 def test_a_camera_network_needs_rays():
     network = dataclasses.replace(tiny.LINGBOT_CONFIG, control_dim=12)
     config = dataclasses.replace(
-        BASE, network=network, concat_image_mask_to_latent=True
+        BASE, network=network, image_conditioning=(Concatenate(),)
     )
     transformer = config.setup()
-    params = network.init_params(jax.random.key(0))
+    params = init_params(network, jax.random.key(0))
     cache = transformer.initialize_cache(params, _conditions(), *SIZE)
     with pytest.raises(ValueError, match=r"rays must have shape \(1, 2, 4, 6, 12\)"):
         transformer.start(params, cache, IMAGE)
     rays = jnp.ones((1, 2, *SIZE, 12))
     workspace = transformer.start(params, cache, WanControl(image=IMAGE, rays=rays))
-    assert len(workspace.camera) == network.num_layers
+    assert len(workspace.extras) == network.num_layers

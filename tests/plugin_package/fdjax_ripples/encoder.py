@@ -37,10 +37,10 @@ class RippleEncoder(StreamingEncoder):
 
     def initialize_cache(self, params, conditions, height, width):
         # Zeros of the latent's size carry the size as a shape.
-        return jnp.zeros((height, width))
+        return jnp.zeros((conditions.batch_size, height, width))
 
     def encode(self, params, cache, input):
-        return cache, self.module.apply({"params": params}, input, *cache.shape)
+        return cache, self.module.apply({"params": params}, input, *cache.shape[1:])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

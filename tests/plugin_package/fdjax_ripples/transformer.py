@@ -13,7 +13,7 @@ from fdjax import InstantiateConfig, Transformer
 
 @flax.struct.dataclass(kw_only=True)
 class RippleCache:
-    """The latent of the chunk before, [B, L, 1], and whether there was one."""
+    """The latent of the chunk before, [B, L, 1], and how many there were, [B]."""
 
     previous: jax.Array
     num_chunks: jax.Array
@@ -29,6 +29,7 @@ class Blend(nn.Module):
         """The flow that leads to the blend: (x_t - x_0) / sigma."""
         scale = self.param("scale", nn.initializers.ones, ())
         inertia = jnp.where(num_chunks == 0, 0.0, scale * self.inertia)
+        inertia = inertia[:, None, None]
         clean = inertia * previous + (1 - inertia) * control
         return (latent - clean) / jnp.maximum(timestep / 1000, 1e-3)
 
@@ -40,7 +41,9 @@ class RippleTransformer(Transformer):
 
     def init_params(self, key):
         zeros = jnp.zeros((1, 1, 1))
-        return self.module.init(key, zeros, 1000.0, zeros, zeros, 0)["params"]
+        return self.module.init(key, zeros, 1000.0, zeros, zeros, jnp.zeros(1))[
+            "params"
+        ]
 
     def load_params(self):
         return self.init_params(jax.random.key(0))
@@ -48,7 +51,7 @@ class RippleTransformer(Transformer):
     def initialize_cache(self, params, conditions, height, width):
         return RippleCache(
             previous=jnp.zeros((conditions.batch_size, height * width, 1)),
-            num_chunks=jnp.zeros((), jnp.int32),
+            num_chunks=jnp.zeros((conditions.batch_size,), jnp.int32),
             height=height,
             width=width,
         )
@@ -59,19 +62,27 @@ class RippleTransformer(Transformer):
     def latent_shape(self, cache):
         return cache.previous.shape
 
-    def predict_flow(self, params, latent, timestep, workspace, control):
+    def start(self, params, cache, control):
+        return cache, self.patchify(control)
+
+    def predict_flow(self, params, workspace, latent, timestep):
+        cache, control = workspace
         flow = self.module.apply(
             {"params": params},
             latent,
             timestep,
-            self.patchify(control),
-            workspace.previous,
-            workspace.num_chunks,
+            control,
+            cache.previous,
+            cache.num_chunks,
         )
         return workspace, flow
 
-    def append(self, params, latent, timestep, cache, control):
-        return cache.replace(previous=latent, num_chunks=cache.num_chunks + 1)
+    def release(self, workspace):
+        cache, _ = workspace
+        return cache, ()
+
+    def commit(self, params, cache, residue, clean, timestep):
+        return cache.replace(previous=clean, num_chunks=cache.num_chunks + 1)
 
     def patchify(self, latent):
         return latent.reshape(len(latent), -1, 1)

@@ -13,6 +13,7 @@ from fdjax_models.methods.maze_world.sizes import (
     WINDOW_CHUNKS,
     weights_path,
 )
+from fdjax_models.networks.wan_dit.image_conditioning import Stamp
 from fdjax_models.networks.wan_dit.transformer import WanTransformerConfig
 
 PIPELINE = StreamInferencePipelineConfig(
@@ -23,7 +24,7 @@ PIPELINE = StreamInferencePipelineConfig(
             checkpoint_path=weights_path("transformer"),
             len_t=1,
             window_size_t=WINDOW_CHUNKS,
-            stamp_image_latent=True,
+            image_conditioning=(Stamp(),),
         ),
         scheduler=FlowMatchSchedulerConfig(
             num_inference_steps=3,

@@ -40,8 +40,8 @@ class MazeEncoderCache:
     Attributes:
         image_latent: The start image as a latent frame; zeros without an image.
             float32[B, 1, H, W, C].
-        has_image: 1 if there is a start image, else 0.  float32[].
-        index: Chunks encoded so far.  int32[].
+        has_image: 1 if there is a start image, else 0.  float32[B].
+        index: Chunks encoded so far.  int32[B].
     """
 
     image_latent: Array
@@ -89,8 +89,8 @@ class MazeEncoder(StreamingEncoder):
             _, latent = encoder.encode(params, cache, image[:, None])
         return MazeEncoderCache(
             image_latent=latent,
-            has_image=jnp.float32(image is not None),
-            index=jnp.int32(0),
+            has_image=jnp.full((batch,), image is not None, jnp.float32),
+            index=jnp.zeros((batch,), jnp.int32),
         )
 
     def encode(
@@ -117,9 +117,10 @@ class MazeEncoder(StreamingEncoder):
                 f"The controls of a chunk must have shape {shape} or {shape[1:]}, "
                 f"(forward, turn left) for each frame, got {controls.shape}."
             )
-        is_first = cache.index == 0
-        controls = jnp.where(is_first, 0.0, jnp.broadcast_to(controls, shape))
-        mask = jnp.where(is_first, cache.has_image, 0.0)
+        is_first = cache.index == 0  # [B]
+        controls = jnp.broadcast_to(controls, shape)
+        controls = jnp.where(is_first[:, None, None], 0.0, controls)
+        mask = jnp.where(is_first, cache.has_image, 0.0)[:, None, None, None, None]
         control = WanControl(
             image=ImageControl(
                 latent=cache.image_latent,

@@ -4,7 +4,7 @@ from fdjax_models.methods.maze_world import text
 from fdjax_models.methods.maze_world.encoder import NUM_FEATURES
 from fdjax_models.networks.taehv.decoder import TaehvDecoderConfig
 from fdjax_models.networks.taehv.encoder import TaehvEncoderConfig
-from fdjax_models.networks.wan_dit.dit import WanDiTConfig
+from fdjax_models.networks.wan_dit.config import WanDiTConfig
 
 LATENT_CHANNELS = 16
 LATENT_HEIGHT, LATENT_WIDTH = 12, 20

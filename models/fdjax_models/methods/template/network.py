@@ -1,6 +1,5 @@
 """The network: one transformer block on patches, steered by sums."""
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -8,9 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fdjax.axes import Array
-
-Attention = Callable[[Array, Array, Array], tuple[Array, Any]]
-"""`(query, key, value) -> (output, state)`, heads split: [B, L, N, D]."""
+from fdjax.streaming.attention import SelfAttentionFn
 
 
 class TemplateNetwork(nn.Module):
@@ -28,7 +25,7 @@ class TemplateNetwork(nn.Module):
     num_heads: int
     dtype: DTypeLike
 
-    def setup(self):
+    def setup(self) -> None:
         """Declares the layers."""
 
         def dense(features: int) -> nn.Dense:
@@ -60,7 +57,8 @@ class TemplateNetwork(nn.Module):
         timestep: Array,
         context: Array,
         control: Array | None,
-        attention: Attention,
+        attention: SelfAttentionFn,
+        state: Any,
     ) -> tuple[Array, Any]:
         """The flow of one chunk.
 
@@ -69,7 +67,8 @@ class TemplateNetwork(nn.Module):
             timestep: In [0, 1000].  float32[].
             context: From `context`.  [B, 1, M].
             control: From `control`, or None.  [B, L, M].
-            attention: Attends to the cache, and gives it back with this chunk in it.
+            attention: How queries meet keys.
+            state: Of the one layer, for `attention`.
 
         Returns:
             The flow, float32[B, L, C * patch volume], and the state of `attention`.
@@ -83,7 +82,7 @@ class TemplateNetwork(nn.Module):
             self._split(project(y))
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        attended, state = attention(query, key, value)
+        state, attended = attention(query, key, value, state)
         x = x + self.attn_out(attended.reshape(x.shape))
         y = self.ffn_in(self.norm2(x))
         x = x + self.ffn_out(nn.gelu(y, approximate=False))

@@ -10,8 +10,9 @@ from fdjax.engine.pipeline import StreamInferencePipelineConfig
 from fdjax.schedulers import UniPCSchedulerConfig
 from fdjax_models.methods.wan21 import published
 from fdjax_models.methods.wan21.runner import Wan21ImageRunnerConfig, Wan21RunnerConfig
-from fdjax_models.networks.wan_dit.dit import WAN_14B_I2V, WAN_14B_T2V
+from fdjax_models.networks.wan_dit.config import WAN_14B_I2V, WAN_14B_T2V
 from fdjax_models.networks.wan_dit.i2v_encoder import ImageControlEncoderConfig
+from fdjax_models.networks.wan_dit.image_conditioning import Concatenate
 from fdjax_models.networks.wan_dit.transformer import WanTransformerConfig
 
 T2V_1_3B = StreamInferencePipelineConfig(
@@ -60,7 +61,7 @@ I2V_14B = derive_config(
                 "diffusion_pytorch_model.safetensors.index.json"
             ),
             guidance_scale=5.0,
-            concat_image_mask_to_latent=True,
+            image_conditioning=(Concatenate(),),
         ),
         "scheduler": {"num_inference_steps": 40, "shift": 3.0},
     },

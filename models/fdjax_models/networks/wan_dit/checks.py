@@ -1,22 +1,20 @@
 """Refuses conditions and controls that do not fit a Wan transformer."""
 
-from typing import TYPE_CHECKING
-
+from fdjax.axes import Array
 from fdjax.contract.conditioner import Conditions
+from fdjax_models.networks.wan_dit.config import WanDiTConfig
 from fdjax_models.networks.wan_dit.control import ImageControl, WanControl
 
-if TYPE_CHECKING:
-    from fdjax_models.networks.wan_dit.transformer import WanTransformerConfig
 
-
-def check_conditions(config: "WanTransformerConfig", conditions: Conditions) -> None:
+def check_conditions(
+    network: WanDiTConfig, guidance_scale: float, conditions: Conditions
+) -> None:
     """Raises a `ValueError` if the network's cross-attention cannot take them."""
-    network = config.network
     if network.text_dim:
-        _check_text(config, "text", conditions.text, "")
-    if config.guidance_scale > 1:
-        reason = f" with guidance_scale={config.guidance_scale} > 1"
-        _check_text(config, "negative_text", conditions.negative_text, reason)
+        _check_text(network, "text", conditions.text, "")
+    if guidance_scale > 1:
+        reason = f" with guidance_scale={guidance_scale} > 1"
+        _check_text(network, "negative_text", conditions.negative_text, reason)
     image = conditions.image_embedding
     if network.image_dim and (image is None or image.shape[-1] != network.image_dim):
         raise ValueError(
@@ -25,8 +23,10 @@ def check_conditions(config: "WanTransformerConfig", conditions: Conditions) -> 
         )
 
 
-def _check_text(config: "WanTransformerConfig", name: str, text, reason: str) -> None:
-    width = config.network.text_len, config.network.text_dim
+def _check_text(
+    network: WanDiTConfig, name: str, text: Array | None, reason: str
+) -> None:
+    width = network.text_len, network.text_dim
     if text is None:
         raise ValueError(
             f"The network needs conditions.{name}{reason}, got None; encode a "
@@ -40,22 +40,24 @@ def _check_text(config: "WanTransformerConfig", name: str, text, reason: str) ->
 
 
 def check_control(
-    config: "WanTransformerConfig", size: tuple[int, ...], control: WanControl
+    network: WanDiTConfig,
+    needs_image: bool,
+    size: tuple[int, ...],
+    control: WanControl,
 ) -> None:
     """Raises a `ValueError` if the control lacks what the network takes.
 
     Args:
-        config: Of the transformer.
+        network: Its sizes.
+        needs_image: Whether the first frame is stamped or concatenated.
         size: (B, T, H, W) of the chunk's latent.
         control: One chunk's.
     """
-    network, image = config.network, control.image
-    if image is None and (
-        config.stamp_image_latent or config.concat_image_mask_to_latent
-    ):
+    image = control.image
+    if image is None and needs_image:
         raise ValueError(
-            "stamp_image_latent and concat_image_mask_to_latent need a control with an "
-            "image in every chunk, got none; use an image encoder."
+            "Stamp and Concatenate need a control with an image in every chunk, got "
+            "none; use an image encoder."
         )
     if image is not None:
         _check_shape("image.latent", image.latent, (*size, network.out_dim))
@@ -89,12 +91,12 @@ def as_wan_control(control: WanControl | ImageControl | None) -> WanControl:
     )
 
 
-def _check_shape(name: str, array, expected: tuple[int, ...]) -> None:
+def _check_shape(name: str, array: Array | None, expected: tuple[int, ...]) -> None:
     if _shape(array) != expected:
         raise ValueError(
             f"control.{name} must have shape {expected}, got {_shape(array)}."
         )
 
 
-def _shape(array) -> tuple[int, ...] | None:
+def _shape(array: Array | None) -> tuple[int, ...] | None:
     return None if array is None else tuple(array.shape)

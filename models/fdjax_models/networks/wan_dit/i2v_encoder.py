@@ -35,7 +35,7 @@ class ImageControlCache:
         vae: State of the VAE's encoder.
         image: The first frame, float[B, H', W', 3]; None after the first chunk.
         latent: Latent of the last chunk, float32[B, T, H, W, C]; None before it.
-        num_chunks: Chunks seen.  int32[].
+        num_chunks: Chunks that each session has seen.  int32[B].
     """
 
     vae: WanVaeCache
@@ -90,7 +90,7 @@ class ImageControlEncoder(StreamingEncoder):
             vae=self.encoder.initialize_cache(params),
             image=image,
             latent=None,
-            num_chunks=jnp.int32(0),
+            num_chunks=jnp.zeros((len(image),), jnp.int32),
         )
 
     def encode(
@@ -102,9 +102,10 @@ class ImageControlEncoder(StreamingEncoder):
             vae, latent = self._encode_image(params, cache.vae, cache.image)
             mask = jnp.zeros_like(latent).at[:, 0].set(1)
         else:
+            growing = cache.num_chunks < ENCODED_CHUNKS  # [B]
             vae, latent = jax.lax.cond(
-                cache.num_chunks < ENCODED_CHUNKS,
-                functools.partial(self._encode_zeros, params),
+                growing.any(),
+                functools.partial(self._encode_zeros, params, growing),
                 lambda vae, latent: (vae, latent),
                 cache.vae,
                 cache.latent,
@@ -124,14 +125,22 @@ class ImageControlEncoder(StreamingEncoder):
         return self.encoder.encode(params, vae, jnp.pad(image[:, None], pad))
 
     def _encode_zeros(
-        self, params: Params, vae: WanVaeCache, latent: Array
+        self, params: Params, growing: Array, vae: WanVaeCache, latent: Array
     ) -> tuple[WanVaeCache, Array]:
-        """Encodes a later chunk, which holds zeros only; `latent` tells its size."""
+        """Encodes a later chunk, which holds zeros only; `latent` tells its size.
+
+        Sessions that are not `growing` keep what they have, bool[B].
+        """
         config = self.config.encoder
         batch, frames, height, width, _ = latent.shape
         time, space = config.temporal_ratio, config.spatial_ratio
         shape = (batch, frames * time, height * space, width * space, 3)
-        return self.encoder.encode(params, vae, jnp.zeros(shape, config.dtype))
+        new = self.encoder.encode(params, vae, jnp.zeros(shape, config.dtype))
+
+        def choose(new: Array, old: Array) -> Array:
+            return jnp.where(growing.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        return jax.tree.map(choose, new, (vae, latent))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

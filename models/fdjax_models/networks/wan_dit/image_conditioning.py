@@ -1,10 +1,13 @@
-"""The three ways in which a Wan network is given the first frame."""
+"""Ways in which a Wan network is given the first frame; a network may use several."""
 
+import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax.numpy as jnp
 
 from fdjax.axes import Array
+from fdjax.config.base import InstantiateConfig
 from fdjax.streaming.patches import patchify
 from fdjax_models.networks.wan_dit.control import ImageControl
 
@@ -12,53 +15,104 @@ MASK_CHANNELS = 4
 """Of the I2V network's input: one per video frame of a latent frame."""
 
 
-def stamp(latent: Array, image: ImageControl, patch: Sequence[int]) -> Array:
-    """Puts the given frame's latent where the mask is 1.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageConditioning(InstantiateConfig):
+    """One way; the base does nothing."""
 
-    Args:
-        latent: Patchified.  float32[B, L, C * patch volume].
-        image: Latent and mask.
-        patch: The patch size.
+    needs_image: ClassVar[bool] = True
+
+    def extra_channels(self, channels: int) -> int:
+        """Channels that it adds to the network's input, for a latent of `channels`."""
+        del channels
+        return 0
+
+    def latent(self, latent: Array, image: ImageControl, patch: Sequence[int]) -> Array:
+        """The network's input.
+
+        Args:
+            latent: Patchified.  float32[B, L, C * patch volume].
+            image: Latent and mask.
+            patch: The patch size.
+        """
+        del image, patch
+        return latent
+
+    def timestep(
+        self, timestep: Array, image: ImageControl, first: Array, patch: Sequence[int]
+    ) -> Array:
+        """What the network is told.
+
+        Args:
+            timestep: float32[], [B] or [B, L].
+            image: Latent and mask.
+            first: Which sessions are at their first chunk.  bool[B].
+            patch: The patch size.
+        """
+        del image, first, patch
+        return timestep
+
+    def result(self, latent: Array, image: ImageControl, patch: Sequence[int]) -> Array:
+        """The clean latent as it is kept; arguments as in `latent`."""
+        del image, patch
+        return latent
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stamp(ImageConditioning):
+    """The given frame's latent replaces the noisy one at every step, and the result."""
+
+    def latent(self, latent: Array, image: ImageControl, patch: Sequence[int]) -> Array:
+        """The given latent where the mask is 1."""
+        given, mask = _tokens(image, patch)
+        return latent * (1 - mask) + given * mask
+
+    def result(self, latent: Array, image: ImageControl, patch: Sequence[int]) -> Array:
+        """As `latent`."""
+        return self.latent(latent, image, patch)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Concatenate(ImageConditioning):
+    """4 mask channels and the given latent are appended to the network's input."""
+
+    def extra_channels(self, channels: int) -> int:
+        """The mask's, and those of the latent."""
+        return MASK_CHANNELS + channels
+
+    def latent(self, latent: Array, image: ImageControl, patch: Sequence[int]) -> Array:
+        """float32[B, L, (2 C + 4) * patch volume]."""
+        given, mask = _tokens(image, patch)
+        volume = given.shape[-1] // image.latent.shape[-1]
+        return jnp.concatenate(
+            [latent, mask[..., : MASK_CHANNELS * volume], given], axis=-1
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FirstFrameTimestep(ImageConditioning):
+    """The given frame's tokens have a timestep of their own in the first chunk.
+
+    Wan 2.2 TI2V: those tokens are clean.
     """
-    given, mask = _tokens(image, patch)
-    return latent * (1 - mask) + given * mask
 
+    needs_image: ClassVar[bool] = False
 
-def concatenate(latent: Array, image: ImageControl, patch: Sequence[int]) -> Array:
-    """Appends 4 mask channels and the image latent to the channels.
+    value: float = 0.0
+    """That timestep, in [0, 1000]."""
 
-    Args:
-        latent: As in `stamp`.
-        image: As in `stamp`.
-        patch: As in `stamp`.
+    def __post_init__(self) -> None:
+        if not 0 <= self.value <= 1000:
+            raise ValueError(
+                f"FirstFrameTimestep.value must be in [0, 1000], got {self.value}."
+            )
 
-    Returns:
-        float32[B, L, (2 C + 4) * patch volume].
-    """
-    given, mask = _tokens(image, patch)
-    volume = latent.shape[-1] // image.latent.shape[-1]
-    return jnp.concatenate([latent, mask[..., : MASK_CHANNELS * volume], given], -1)
-
-
-def per_token_timestep(
-    timestep: Array, image: ImageControl, value: float, patch: Sequence[int]
-) -> Array:
-    """A timestep for every token: `value` where the mask is 1.
-
-    Wan 2.2 TI2V: the tokens of the given frame are clean.
-
-    Args:
-        timestep: float32[] or [B].
-        image: As in `stamp`.
-        value: In [0, 1000].
-        patch: As in `stamp`.
-
-    Returns:
-        float32[B, L].
-    """
-    mask = _tokens(image, patch)[1][..., 0]
-    timestep = timestep[:, None] if timestep.ndim else timestep
-    return timestep * (1 - mask) + value * mask
+    def timestep(
+        self, timestep: Array, image: ImageControl, first: Array, patch: Sequence[int]
+    ) -> Array:
+        """`value` where the mask is 1 and the session at its start, float32[B, L]."""
+        mask = _tokens(image, patch)[1][..., 0] * first[:, None]
+        timestep = timestep[:, None] if timestep.ndim == 1 else timestep
+        return timestep * (1 - mask) + self.value * mask
 
 
 def _tokens(image: ImageControl, patch: Sequence[int]) -> tuple[Array, Array]:

@@ -5,6 +5,19 @@ import jax
 import jax.numpy as jnp
 
 from fdjax.axes import Array
+from fdjax_models.networks.wan_dit.config import WanDiTConfig
+
+
+def dense(config: WanDiTConfig, features: int, dtype: str | None = None) -> nn.Dense:
+    """A projection of this network: its dtype unless given, its parameter dtype."""
+    return nn.Dense(
+        features, dtype=dtype or config.dtype, param_dtype=config.param_dtype
+    )
+
+
+def split_heads(config: WanDiTConfig, x: Array) -> Array:
+    """[B, L, M] to [B, L, N, D]."""
+    return x.reshape(*x.shape[:2], config.num_heads, config.head_dim)
 
 
 class RMSNorm(nn.Module):

@@ -26,7 +26,8 @@ from fdjax.axes import Array, Params
 from fdjax_models.methods.maze_world import text
 from fdjax_models.methods.maze_world.encoder import control_features
 from fdjax_models.methods.maze_world.training.data import Clip
-from fdjax_models.networks.wan_dit.dit import WanDiT, WanDiTConfig
+from fdjax_models.networks.wan_dit.config import WanDiTConfig
+from fdjax_models.networks.wan_dit.dit import WanDiT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class Denoiser:
     @functools.cached_property
     def network(self) -> WanDiT:
         """The linen module."""
-        return self.config.setup()
+        return WanDiT(self.config)
 
     @property
     def tokens_per_chunk(self) -> int:

@@ -105,9 +105,11 @@ class Distiller:
                 ),
                 vector_features=control_features(controls, is_first),
             )
-            cache, state = model.generate(weights, cache, control, key=key)
+            cache, state = model.generate(
+                weights, cache, control, key=jax.random.split(key, len(image))
+            )
             cache = model.finalize(weights, cache, state)
-            return cache, state.clean_latent
+            return cache, state.clean
 
         keys = jax.random.split(key, num_chunks)
         inputs = starts.controls.swapaxes(0, 1), jnp.arange(num_chunks), keys

@@ -9,7 +9,7 @@ from fdjax_models.methods.maze_world.training.denoiser import Denoiser
 from fdjax_models.methods.maze_world.training.distillation import Distiller
 from fdjax_models.networks.taehv.decoder import TaehvDecoder
 from fdjax_models.networks.taehv.encoder import TaehvEncoder
-from fdjax_models.networks.wan_dit.dit import WanDiTConfig
+from fdjax_models.networks.wan_dit.config import WanDiTConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ from fdjax_models.methods.maze_world.training.pool import (
     encoded_clips,
 )
 from fdjax_models.methods.maze_world.training.settings import Settings
+from fdjax_models.networks.wan_dit.dit import init_params
 
 CODEC = ("encoder", "decoder")
 MODEL = ("transformer", "text_encoder")
@@ -106,7 +107,7 @@ def initial_params(settings: Settings) -> dict[str, Params]:
     """Returns random weights of all components, float32; the head begins at zero."""
     keys = jax.random.split(jax.random.key(settings.seed), 4)
     network = settings.denoiser().config
-    transformer = jax.jit(network.init_params)(keys[0])
+    transformer = jax.jit(init_params, static_argnums=0)(network, keys[0])
     head = transformer["head"]["proj"]
     transformer["head"]["proj"] = {**head, "kernel": jnp.zeros_like(head["kernel"])}
     words = WordConditionerConfig(width=network.text_dim).setup()

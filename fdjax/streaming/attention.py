@@ -1,27 +1,51 @@
-"""Ways in which the self-attention of a Wan DiT meets its keys."""
+"""Ways in which the self-attention of a streaming network meets its keys."""
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Protocol
 
+import flax.struct
 import jax
 
 from fdjax.attention.attend import attend
 from fdjax.attention.kv_cache import KVLayout
 from fdjax.attention.rope import Rope3D, RopeTable
-from fdjax.axes import Array
+from fdjax.axes import Array, PyTree
 
 
-class LayerKV(NamedTuple):
+class SelfAttentionFn(Protocol):
+    """How queries meet keys: rotates, caches, attends. Given anew at every call."""
+
+    def __call__(
+        self, query: Array, key: Array, value: Array, state: PyTree
+    ) -> tuple[PyTree, Array]:
+        """Attends to the chunk's own keys and to whatever `state` holds.
+
+        Args:
+            query: Normalised, not yet rotated.  [B, L, N, D].
+            key: As `query`, with as many heads or fewer: a divisor of N.
+            value: As `key`.
+            state: This layer's own state, e.g. its key/value buffers; may be None.
+
+        Returns:
+            The layer's new state, and the attention's output [B, L, N, D].
+        """
+
+
+@flax.struct.dataclass
+class LayerKV:
     """One layer's keys and values.
 
     Attributes:
         keys: Rotated, ready to be attended to.  [B, S, N, D].
         values: [B, S, N, D].
+        layout: Which slot holds which token.
         raw_keys: Before rotation, if they are to be kept.  [B, S, N, D].
     """
 
     keys: Array
     values: Array
+    layout: KVLayout = flax.struct.field(pytree_node=False)
     raw_keys: Array | None = None
 
 
@@ -33,31 +57,30 @@ class StreamingAttention:
     chunk reads: the oldest tokens, which leave the window now.
 
     Attributes:
-        layout: Which slot holds which token.
-        num_tokens: Tokens committed before this chunk.  int32[].
+        num_tokens: Tokens committed before this chunk.  int32[1] or int32[B].
         rope: How features turn.
-        table: Angles of the chunk's tokens.
+        tables: Angles of the chunk's tokens, by the layer's layout.
     """
 
-    layout: KVLayout
     num_tokens: Array
     rope: Rope3D
-    table: RopeTable
+    tables: Mapping[KVLayout, RopeTable]
 
     def __call__(
         self, query: Array, key: Array, value: Array, state: LayerKV
     ) -> tuple[LayerKV, Array]:
         """See `SelfAttentionFn`."""
-        rotated = self.rope.rotate(key, self.table)
-        keys = self.layout.write(state.keys, rotated, self.num_tokens)
-        values = self.layout.write(state.values, value, self.num_tokens)
+        layout, table = state.layout, self.tables[state.layout]
+        rotated = self.rope.rotate(key, table)
+        keys = layout.write(state.keys, rotated, self.num_tokens)
+        values = layout.write(state.values, value, self.num_tokens)
         raw_keys = state.raw_keys
         if raw_keys is not None:
-            raw_keys = self.layout.write(raw_keys, key, self.num_tokens)
-        length = self.layout.valid_length(self.num_tokens)
-        query = self.rope.rotate(query, self.table)
+            raw_keys = layout.write(raw_keys, key, self.num_tokens)
+        query = self.rope.rotate(query, table)
+        length = layout.valid_length(self.num_tokens)
         out = attend(query, keys, values, length=length, nonempty=True)
-        return LayerKV(keys, values, raw_keys), out
+        return LayerKV(keys, values, layout, raw_keys), out
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,49 @@
+"""Grids of noise levels, and the table look-up that adding noise needs."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from fdjax.axes import Array
+from fdjax.contract.scheduler import SchedulerConfig
+
+
+def warp(sigma: Any, shift: float) -> Any:
+    """The level that replaces `sigma`: shift s / (1 + (shift - 1) s).
+
+    The timestep shifting of arXiv:2403.03206, equation 23.
+    """
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def inference_sigmas(config: SchedulerConfig) -> np.ndarray:
+    """The levels that the many-step solvers visit, before the final 0.
+
+    Evenly spaced from 1 - 1 / num_train_timesteps (0.999), not from 1, then warped: the
+    schedule of the official solvers (Wan-Video/Wan2.1, wan/utils/fm_solvers_unipc.py).
+
+    Returns:
+        float64[K].
+    """
+    first = 1.0 - 1.0 / config.num_train_timesteps
+    levels: np.ndarray = warp(
+        np.linspace(first, 0.0, config.num_inference_steps + 1)[:-1], config.shift
+    )
+    return levels
+
+
+def add_noise_of_nearest(
+    clean: Array,
+    timestep: ArrayLike,
+    noise: Array,
+    *,
+    timesteps: np.ndarray,
+    sigmas: np.ndarray,
+) -> Array:
+    """`Scheduler.add_noise` by a table of timesteps and their levels, float32[...]."""
+    clean, noise = jnp.asarray(clean, jnp.float32), jnp.asarray(noise, jnp.float32)
+    distance = jnp.abs(timesteps - jnp.asarray(timestep, jnp.float32))
+    sigma = jnp.asarray(sigmas)[jnp.argmin(distance)]
+    return (1 - sigma) * clean + sigma * noise

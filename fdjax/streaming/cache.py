@@ -1,0 +1,114 @@
+"""What a streaming network carries from chunk to chunk, and within one."""
+
+import flax.struct
+import jax.numpy as jnp
+
+from fdjax.attention.rope import RopeTable
+from fdjax.axes import Array, PyTree
+from fdjax.streaming.layout import StreamLayout
+
+
+@flax.struct.dataclass(kw_only=True)
+class KVCache:
+    """Keys and values of every layer, and how many tokens they come from.
+
+    A tuple over layers, not one stacked array: a stack costs a copy per layer.
+
+    Attributes:
+        keys: One buffer per layer.  [B, S, N, D], with guidance [B, G, S, N, D].
+        values: As `keys`.
+        num_tokens: Each session's tokens committed since its start, not only those
+            still held; good for 2**31 of them (four days of 480 x 832 video at 16
+            frames/s).  int32[B].
+    """
+
+    keys: tuple[Array, ...]
+    values: tuple[Array, ...]
+    num_tokens: Array
+
+    @classmethod
+    def create(
+        cls, layout: StreamLayout, *, batch: int, height: int, width: int
+    ) -> "KVCache":
+        """An empty cache; without buffers where a chunk sees only itself.
+
+        Zeros rather than uninitialised memory: attention multiplies what lies behind
+        the valid length by a weight of zero, which a NaN would survive.
+
+        Args:
+            layout: Of the network.
+            batch: Sessions B.
+            height: Latent rows.
+            width: Latent columns.
+        """
+        branches = () if layout.num_branches == 1 else (layout.num_branches,)
+        layers = layout.tokens(height, width) if layout.has_memory else ()
+
+        def buffers() -> tuple[Array, ...]:
+            heads = layout.kv_heads, layout.rope.head_dim
+            return tuple(
+                jnp.zeros((batch, *branches, layer.num_slots, *heads), layout.dtype)
+                for layer in layers
+            )
+
+        num_tokens = jnp.zeros((batch,), jnp.int32)
+        return cls(keys=buffers(), values=buffers(), num_tokens=num_tokens)
+
+
+@flax.struct.dataclass(kw_only=True)
+class StreamCache:
+    """What a rollout carries from chunk to chunk.
+
+    Attributes:
+        kv: Self-attention keys and values.
+        context: What the network made of the conditions, e.g. cross-attention keys
+            and values.  Leaves [B, ...], with guidance [B, G, ...]; G is conditional,
+            then unconditional.
+        height: Latent rows.
+        width: Latent columns.
+    """
+
+    kv: KVCache
+    context: PyTree
+    height: int = flax.struct.field(pytree_node=False)
+    width: int = flax.struct.field(pytree_node=False)
+
+    @property
+    def batch(self) -> int:
+        """Sessions B."""
+        return int(self.kv.num_tokens.shape[0])
+
+
+@flax.struct.dataclass(kw_only=True)
+class Workspace:
+    """A cache, and what is computed once per chunk.
+
+    Attributes:
+        cache: The chunk's own slots are scratch, the rest is untouched. Branches are
+            folded into the first axis, [B G, ...].
+        rotated_keys: Cached keys turned to their present positions, per layer, in
+            cache-relative mode; else empty.  [B G, S, N, D].
+        tables: Rotation of the chunk's tokens, one per distinct layout of a layer.
+        control: The chunk's control, checked.
+        extras: What the network makes of the control once for all steps.
+    """
+
+    cache: StreamCache
+    rotated_keys: tuple[Array, ...]
+    tables: tuple[RopeTable, ...]
+    control: PyTree
+    extras: PyTree
+
+
+@flax.struct.dataclass(kw_only=True)
+class Residue:
+    """What a commit needs of its chunk besides the clean latent.
+
+    Tables, turned keys and what the network makes of the control are as large as the
+    window or as all layers: they are made again.
+
+    Attributes:
+        control: The chunk's control, checked.
+    """
+
+    control: PyTree

@@ -1,0 +1,413 @@
+"""A diffusion transformer, streamed: what every family of them shares."""
+
+import abc
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fdjax.attention.kv_cache import KVLayout
+from fdjax.attention.rope import RopeTable, rope_table
+from fdjax.axes import Array, Params, PyTree
+from fdjax.contract.conditioner import Conditions
+from fdjax.contract.transformer import Transformer
+from fdjax.streaming.attention import (
+    LayerKV,
+    SelfAttentionFn,
+    SelfContainedAttention,
+    StreamingAttention,
+)
+from fdjax.streaming.cache import KVCache, Residue, StreamCache, Workspace
+from fdjax.streaming.layout import StreamLayout
+from fdjax.streaming.patches import patchify, unpatchify
+
+
+class StreamingDiT(Transformer):
+    """Streams a network chunk by chunk: caches, positions, guidance, commit.
+
+    A family gives its `layout`, what it makes of conditions (`context`) and of a
+    control (`check_control`, `prepare`, `inputs`, `postprocess`), and one forward
+    pass (`forward`).
+
+    Self-attention sees the first `sink_size_t` latent frames and the newest
+    `window_size_t`, the current chunk included. Where that is the chunk alone the
+    generation is bidirectional and keeps no cache.
+
+    With guidance the network runs once on rows [B G, ...]: each session's conditional
+    row, then its unconditional one.
+    """
+
+    # What a family gives
+
+    @property
+    @abc.abstractmethod
+    def layout(self) -> StreamLayout:
+        """The sizes of streaming, from the config."""
+
+    @abc.abstractmethod
+    def context(self, params: Params, conditions: Conditions) -> PyTree:
+        """What the network makes of the conditions, once per prompt.
+
+        Returns:
+            A tree with leaves [B G, ...]; `rows` puts branches together.
+
+        Raises:
+            ValueError: A condition is missing or does not fit.
+        """
+
+    @abc.abstractmethod
+    def forward(
+        self,
+        params: Params,
+        latent: Array,
+        timestep: Array,
+        attention: SelfAttentionFn,
+        states: tuple[Any, ...],
+        workspace: Workspace,
+    ) -> tuple[tuple[Any, ...], Array]:
+        """One forward pass of the network.
+
+        Args:
+            params: Weights.
+            latent: Noisy chunk, conditioned by `inputs`.  float32[B G, L, C].
+            timestep: In [0, 1000].  float32[], [B G] or [B G, L].
+            attention: How queries meet keys.
+            states: One per layer, for `attention`.
+            workspace: Holds context, control and extras, in rows.
+
+        Returns:
+            The layers' new states, and the flow, float32[B G, L, C].
+        """
+
+    def check_control(self, cache: StreamCache, control: PyTree) -> PyTree:
+        """The control as the network takes it, B first.
+
+        Raises:
+            ValueError: It lacks what the network takes, or has other shapes.
+        """
+        del cache
+        return control
+
+    def prepare(self, params: Params, cache: StreamCache, control: PyTree) -> PyTree:
+        """What the network makes of the control once per chunk; rows [B G, ...]."""
+        del params, cache, control
+
+    def inputs(
+        self, latent: Array, timestep: Array, cache: StreamCache, control: PyTree
+    ) -> tuple[Array, Array]:
+        """The network's latent and timestep, given the control.
+
+        Args:
+            latent: float32[B, L, C].
+            timestep: float32[], [B] or [B, L].
+            cache: Tells sizes and each session's age.
+            control: From `check_control`.
+
+        Returns:
+            float32[B, L, C or more], and float32[], [B] or [B, L].
+        """
+        del cache, control
+        return latent, timestep
+
+    # Conditions and cache
+
+    def initialize_cache(
+        self, params: Params, conditions: Conditions, height: int, width: int
+    ) -> StreamCache:
+        """An empty cache; what conditions add is computed here, once.
+
+        Args:
+            params: Weights.
+            conditions: Their number of rows is B.
+            height: Latent rows.
+            width: Latent columns.
+
+        Raises:
+            ValueError: The size is no multiple of the patch, or a condition does not
+                fit.
+        """
+        self.layout.grid(height, width)
+        batch = conditions.batch_size
+        return StreamCache(
+            kv=KVCache.create(self.layout, batch=batch, height=height, width=width),
+            context=self._unfold(self.context(params, conditions)),
+            height=height,
+            width=width,
+        )
+
+    def update_conditions(
+        self, params: Params, cache: StreamCache, conditions: Conditions
+    ) -> StreamCache:
+        """The cache with a new prompt; what was generated stays visible.
+
+        Raises:
+            ValueError: Another number of sessions, or a condition does not fit.
+        """
+        if conditions.batch_size != cache.batch:
+            raise ValueError(
+                f"New conditions must be for the cache's {cache.batch} sessions, got "
+                f"{conditions.batch_size}; start a new rollout for another number."
+            )
+        context = self._unfold(self.context(params, conditions))
+        return dataclasses.replace(cache, context=context)
+
+    def latent_shape(self, cache: StreamCache) -> tuple[int, int, int]:
+        """(B, L, C * patch volume) of one chunk."""
+        [layer, *_] = self.layout.tokens(cache.height, cache.width)
+        return cache.batch, layer.chunk, self.layout.features
+
+    # One chunk
+
+    def start(self, params: Params, cache: StreamCache, control: PyTree) -> Workspace:
+        """Positions, rotated cached keys and what the control adds, once per chunk.
+
+        Raises:
+            ValueError: The control lacks what the network takes, or has other shapes.
+        """
+        control = self.check_control(cache, control)
+        return Workspace(
+            tables=tuple(self._chunk_table(cache, each) for each in self._timelines),
+            extras=self.prepare(params, cache, control),
+            control=control,
+            rotated_keys=self._rotated_keys(cache),
+            cache=self._map_rows(self._fold, cache),
+        )
+
+    def predict_flow(
+        self, params: Params, workspace: Workspace, latent: Array, timestep: Array
+    ) -> tuple[Workspace, Array]:
+        """One evaluation, or with guidance two in one batch; see `Transformer`.
+
+        flow = unconditional + guidance_scale * (conditional - unconditional)
+        (classifier-free guidance, arXiv:2207.12598, equation 6, with s = 1 + w).
+        """
+        kv = workspace.cache.kv
+        states, flow = self._forward(
+            params,
+            workspace,
+            latent,
+            timestep,
+            [
+                LayerKV(keys, values, layout)
+                for keys, values, layout in zip(
+                    workspace.rotated_keys or kv.keys,
+                    kv.values,
+                    self._layers(workspace.cache),
+                    strict=True,
+                )
+            ],
+        )
+        if self.layout.has_memory:
+            keys = tuple(state.keys for state in states)
+            if workspace.rotated_keys:
+                workspace = dataclasses.replace(workspace, rotated_keys=keys)
+                keys = kv.keys
+            values = tuple(state.values for state in states)
+            kv = dataclasses.replace(kv, keys=keys, values=values)
+            cache = dataclasses.replace(workspace.cache, kv=kv)
+            workspace = dataclasses.replace(workspace, cache=cache)
+        if self.layout.num_branches > 1:
+            pairs = flow.reshape(-1, 2, *flow.shape[1:])  # [B, G, L, C]
+            conditional, unconditional = pairs[:, 0], pairs[:, 1]
+            scale = self.layout.guidance_scale
+            flow = unconditional + scale * (conditional - unconditional)
+        return workspace, flow
+
+    def release(self, workspace: Workspace) -> tuple[StreamCache, Residue]:
+        """The cache, and the control for `commit`."""
+        cache = self._map_rows(self._unfold, workspace.cache)
+        return cache, Residue(control=workspace.control)
+
+    def commit(
+        self,
+        params: Params,
+        cache: StreamCache,
+        residue: Residue,
+        clean: Array,
+        timestep: Array,
+    ) -> StreamCache:
+        """The cache with one clean chunk committed, by one more forward pass.
+
+        The flow is not used, so the compiler leaves out the head and the last block's
+        attention and MLP.
+        """
+        _, tokens, _ = self.latent_shape(cache)
+        num_tokens = cache.kv.num_tokens + tokens
+        if not self.layout.has_memory:
+            kv = dataclasses.replace(cache.kv, num_tokens=num_tokens)
+            return dataclasses.replace(cache, kv=kv)
+        workspace = self.start(params, cache, residue.control)
+        relative, kv = bool(workspace.rotated_keys), workspace.cache.kv
+        states, _ = self._forward(
+            params,
+            workspace,
+            clean,
+            timestep,
+            [
+                LayerKV(rotated, values, layout, keys if relative else None)
+                for rotated, values, layout, keys in zip(
+                    workspace.rotated_keys or kv.keys,
+                    kv.values,
+                    self._layers(cache),
+                    kv.keys,
+                    strict=True,
+                )
+            ],
+        )
+        keys = tuple(s.raw_keys if relative else s.keys for s in states)
+        values = tuple(state.values for state in states)
+        kv = KVCache(keys=keys, values=values, num_tokens=num_tokens)
+        return self._map_rows(self._unfold, dataclasses.replace(workspace.cache, kv=kv))
+
+    def patchify(self, latent: Array) -> Array:
+        """[B, T, H, W, C] to [B, L, C * patch volume], features (channel, t, h, w)."""
+        return patchify(latent, self.layout.patch_size)
+
+    def unpatchify(self, latent: Array, cache: StreamCache) -> Array:
+        """The inverse of `patchify`."""
+        sizes = self.layout.len_t, cache.height, cache.width
+        return unpatchify(latent, sizes, self.layout.patch_size)
+
+    # Branches of guidance
+
+    def rows(self, conditional: Any, unconditional: Array | None = None) -> Any:
+        """Each session's branches one after the other; itself without guidance.
+
+        Args:
+            conditional: [B, ...], or None.
+            unconditional: [B, ...]; None: as `conditional`.
+
+        Returns:
+            [B G, ...], or None.
+        """
+        if conditional is None or self.layout.num_branches == 1:
+            return conditional
+        if unconditional is None:
+            unconditional = conditional
+        return self._fold(jnp.stack([conditional, unconditional], axis=1))
+
+    def _fold(self, tree: PyTree) -> PyTree:
+        """[B, G, ...] to [B G, ...] in every leaf."""
+        if self.layout.num_branches == 1:
+            return tree
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+    def _unfold(self, tree: PyTree) -> PyTree:
+        """[B G, ...] to [B, G, ...] in every leaf."""
+        branches = self.layout.num_branches
+        if branches == 1:
+            return tree
+        return jax.tree.map(lambda x: x.reshape(-1, branches, *x.shape[1:]), tree)
+
+    def _map_rows(self, function: Any, cache: StreamCache) -> StreamCache:
+        """The cache with what has branches folded or unfolded."""
+        keys, values, context = function(
+            (cache.kv.keys, cache.kv.values, cache.context)
+        )
+        kv = dataclasses.replace(cache.kv, keys=keys, values=values)
+        return dataclasses.replace(cache, kv=kv, context=context)
+
+    # The forward pass, and positions
+
+    def _forward(
+        self,
+        params: Params,
+        workspace: Workspace,
+        latent: Array,
+        timestep: Array,
+        states: list[LayerKV],
+    ) -> tuple[tuple[Any, ...], Array]:
+        """The network on all rows."""
+        cache, layout = workspace.cache, self.layout
+        attention: SelfAttentionFn
+        layers: tuple[Any, ...] = tuple(states)
+        if layout.has_memory:
+            num_tokens = cache.kv.num_tokens
+            if cache.batch > 1:
+                num_tokens = self.rows(num_tokens)
+            tables = dict(zip(self._timelines, workspace.tables, strict=True))
+            by_layer = {
+                tokens: tables[self._timeline(frames)]
+                for tokens, frames in zip(
+                    self._layers(cache), layout.frames, strict=True
+                )
+            }
+            attention = StreamingAttention(num_tokens, layout.rope, by_layer)
+        else:
+            attention = SelfContainedAttention(layout.rope, workspace.tables[0])
+            layers = (None,) * layout.num_layers
+        latent, timestep = self.inputs(latent, timestep, cache, workspace.control)
+        return self.forward(
+            params,
+            self.rows(latent),
+            self.rows(timestep) if jnp.ndim(timestep) else timestep,
+            attention,
+            layers,
+            workspace,
+        )
+
+    def _layers(self, cache: StreamCache) -> tuple[KVLayout, ...]:
+        """Each layer's layout in tokens; none where there are no buffers."""
+        if not self.layout.has_memory:
+            return ()
+        return self.layout.tokens(cache.height, cache.width)
+
+    @property
+    def _timelines(self) -> list[KVLayout]:
+        """The frame layouts whose positions differ, in order of first use."""
+        return list(dict.fromkeys(map(self._timeline, self.layout.frames)))
+
+    def _timeline(self, frames: KVLayout) -> KVLayout:
+        # Absolute time is the same in every layer.
+        return frames if self.layout.cache_relative else self.layout.frames[0]
+
+    def _num_frames(self, cache: StreamCache) -> Array:
+        """Frames of tokens committed so far.  int32[B]."""
+        rows, columns = self.layout.grid(cache.height, cache.width)
+        return cache.kv.num_tokens // (rows * columns)
+
+    def _chunk_table(self, cache: StreamCache, frames: KVLayout) -> RopeTable:
+        """Rotation of the chunk's tokens, in rows.
+
+        Absolute time, without bound; or in cache-relative mode the rank among the
+        visible frames.
+        """
+        count = self._num_frames(cache)
+        if self.layout.cache_relative:
+            return self._table(cache, frames.chunk_positions(count))
+        positions = jnp.arange(frames.chunk, dtype=jnp.int32)
+        return self._table(cache, positions, offset=count)
+
+    def _rotated_keys(self, cache: StreamCache) -> tuple[Array, ...]:
+        """Cached keys at their present positions, in rows; () at absolute time."""
+        if not (self.layout.has_memory and self.layout.cache_relative):
+            return ()
+        count = self._num_frames(cache)
+
+        @functools.cache
+        def table(frames: KVLayout, num_slots: int) -> RopeTable:
+            table = self._table(cache, frames.slot_positions(count))
+            padding = num_slots - table.cos.shape[-2]
+            # What is padding is zero, whatever its angle.
+            return RopeTable(
+                *(jnp.pad(part, [(0, 0), (0, padding), (0, 0)]) for part in table)
+            )
+
+        return tuple(
+            self.layout.rope.rotate(keys, table(frames, keys.shape[1]))
+            for keys, frames in zip(
+                self._fold(cache.kv.keys), self.layout.frames, strict=True
+            )
+        )
+
+    def _table(
+        self, cache: StreamCache, positions: Array, offset: Array | None = None
+    ) -> RopeTable:
+        """[1, L, D / 2] for one session, else [B G, L, D / 2]."""
+        grid = self.layout.grid(cache.height, cache.width)
+        angles = self.layout.rope.angles(positions, *grid, offset=offset)
+        if cache.batch > 1:
+            angles = self.rows(angles)
+        return rope_table(angles, self.layout.dtype)

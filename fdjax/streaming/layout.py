@@ -1,0 +1,157 @@
+"""What streaming needs to know of a diffusion transformer, as one value."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+
+from fdjax.attention.kv_cache import KVLayout
+from fdjax.attention.rope import Rope3D
+
+_GPU_SLOTS = 128  # slots per tile of the attention kernels of Hopper GPUs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamLayout:
+    """Chunk, window, sink, patch, rotary axes, guidance; `_t` counts latent frames.
+
+    Attributes:
+        channels: Channels C of the latent that is denoised.
+        patch_size: Latent frames, rows and columns of one token.
+        num_layers: Layers that attend to the cache.
+        num_heads: Query heads N.
+        rope: Rotary embedding of (time, row, column); gives the head width D.
+        dtype: Of the key/value cache and of the rotary tables.
+        len_t: Latent frames of one chunk.
+        window_size_t: Newest latent frames that attention sees, the current chunk
+            included; one for all layers, or one per layer.
+        sink_size_t: First latent frames that attention sees for ever, besides the
+            window; likewise.
+        num_kv_heads: Heads of keys and values, a divisor of N; None: N.
+        cache_relative: False: keys are cached at their absolute time. True: they are
+            cached unrotated and turned once per chunk, so that no position exceeds
+            that of the cache's last slot.
+        guidance_scale: Classifier-free guidance; above 1 every session has two
+            branches, conditional and unconditional.
+        slot_multiple: See `KVLayout`; None: 128 on a GPU, else 1.
+
+    Raises:
+        ValueError: The sizes cannot work together.
+    """
+
+    channels: int
+    patch_size: tuple[int, int, int]
+    num_layers: int
+    num_heads: int
+    rope: Rope3D
+    dtype: str
+    len_t: int
+    window_size_t: int | tuple[int, ...]
+    sink_size_t: int | tuple[int, ...] = 0
+    num_kv_heads: int | None = None
+    cache_relative: bool = False
+    guidance_scale: float = 1.0
+    slot_multiple: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                "num_kv_heads must divide num_heads, got "
+                f"{self.kv_heads} and {self.num_heads}."
+            )
+        _ = self.frames
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def num_branches(self) -> int:
+        """Branches of guidance, G."""
+        return 2 if self.guidance_scale > 1 else 1
+
+    @property
+    def features(self) -> int:
+        """Features of a token: channels times the volume of a patch."""
+        return self.channels * math.prod(self.patch_size)
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether a chunk sees more than itself, in any layer."""
+        return any((f.sink, f.window) != (0, f.chunk) for f in self.frames)
+
+    @functools.cached_property
+    def frames(self) -> tuple[KVLayout, ...]:
+        """The cache's layout in every layer, counted in frames of tokens."""
+        windows = self._per_layer("window_size_t")
+        sinks = self._per_layer("sink_size_t")
+        return tuple(map(self._frame_layout, windows, sinks))
+
+    def tokens(self, height: int, width: int) -> tuple[KVLayout, ...]:
+        """The cache's layout in every layer, counted in tokens.
+
+        Args:
+            height: Latent rows.
+            width: Latent columns.
+        """
+        rows, columns = self.grid(height, width)
+        multiple = self.slot_multiple
+        if multiple is None:
+            multiple = _GPU_SLOTS if jax.default_backend() == "gpu" else 1
+        return tuple(
+            KVLayout(
+                sink=frames.sink * rows * columns,
+                window=frames.window * rows * columns,
+                chunk=frames.chunk * rows * columns,
+                slot_multiple=multiple,
+            )
+            for frames in self.frames
+        )
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens.
+
+        Raises:
+            ValueError: The latent's size is no positive multiple of the patch.
+        """
+        _, rows, columns = self.patch_size
+        if min(height, width) < 1 or height % rows or width % columns:
+            raise ValueError(
+                f"Latent height and width must be positive multiples of {rows} and "
+                f"{columns}, the patch size, got {height} x {width}."
+            )
+        return height // rows, width // columns
+
+    def _per_layer(self, name: str) -> tuple[int, ...]:
+        value = getattr(self, name)
+        if isinstance(value, int):
+            return (value,) * self.num_layers
+        if len(value) != self.num_layers:
+            raise ValueError(
+                f"{name} must be one number or one for each of {self.num_layers} "
+                f"layers, got {len(value)}."
+            )
+        return tuple(value)
+
+    def _frame_layout(self, window_size_t: int, sink_size_t: int) -> KVLayout:
+        sizes = {
+            "len_t": self.len_t,
+            "window_size_t": window_size_t,
+            "sink_size_t": sink_size_t,
+        }
+        patch = self.patch_size[0]
+        if any(size % patch for size in sizes.values()):
+            raise ValueError(
+                f"len_t, window_size_t and sink_size_t must be multiples of {patch}, "
+                f"the patch size in time, got {sizes}."
+            )
+        try:
+            return KVLayout(
+                sink=sink_size_t // patch,
+                window=window_size_t // patch,
+                chunk=self.len_t // patch,
+            )
+        except ValueError as error:
+            raise ValueError(f"{sizes} cannot work: {error}") from error
