@@ -28,9 +28,11 @@ def check_conditions(config: "WanTransformerConfig", conditions: Conditions) -> 
 def _check_text(config: "WanTransformerConfig", name: str, text, reason: str) -> None:
     width = config.network.text_len, config.network.text_dim
     if text is None:
+        cure = "encode a prompt"
+        if name == "negative_text":
+            cure = "set negative_prompt of the pipeline's conditioner"
         raise ValueError(
-            f"The network needs conditions.{name}{reason}, got None; encode a "
-            f"{name.replace('_', ' ').replace('text', 'prompt')}."
+            f"The network needs conditions.{name}{reason}, got None; {cure}."
         )
     if text.shape[1:] != width:
         raise ValueError(
