@@ -13,11 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fdjax.config import Component, InstantiateConfig, derive_config
-    from fdjax.contract.conditioner import Conditions
+    from fdjax.contract.conditioner import (
+        Conditioner,
+        Conditions,
+        ImageEncoder,
+        TextEncoder,
+    )
     from fdjax.contract.decoder import StreamingDecoder
     from fdjax.contract.encoder import NullEncoder, NullEncoderConfig, StreamingEncoder
     from fdjax.contract.transformer import Transformer
     from fdjax.engine.cache import StreamInferencePipelineCache
+    from fdjax.engine.conditioner import (
+        TextImageConditioner,
+        TextImageConditionerConfig,
+    )
     from fdjax.engine.diffusion import DiffusionModel, DiffusionModelConfig, FinalState
     from fdjax.engine.pipeline import (
         StreamInferencePipeline,
@@ -29,10 +38,12 @@ if TYPE_CHECKING:
 # Resolved on first use, so that `import fdjax` stays light.
 _EXPORTS = {
     "Component": "config",
+    "Conditioner": "contract.conditioner",
     "Conditions": "contract.conditioner",
     "DiffusionModel": "engine.diffusion",
     "DiffusionModelConfig": "engine.diffusion",
     "FinalState": "engine.diffusion",
+    "ImageEncoder": "contract.conditioner",
     "InstantiateConfig": "config",
     "NullEncoder": "contract.encoder",
     "NullEncoderConfig": "contract.encoder",
@@ -43,6 +54,9 @@ _EXPORTS = {
     "StreamInferencePipelineConfig": "engine.pipeline",
     "StreamingDecoder": "contract.decoder",
     "StreamingEncoder": "contract.encoder",
+    "TextEncoder": "contract.conditioner",
+    "TextImageConditioner": "engine.conditioner",
+    "TextImageConditionerConfig": "engine.conditioner",
     "Transformer": "contract.transformer",
     "derive_config": "config",
     "runner_configs": "run.registry",
@@ -50,10 +64,12 @@ _EXPORTS = {
 
 __all__ = [
     "Component",
+    "Conditioner",
     "Conditions",
     "DiffusionModel",
     "DiffusionModelConfig",
     "FinalState",
+    "ImageEncoder",
     "InstantiateConfig",
     "NullEncoder",
     "NullEncoderConfig",
@@ -64,6 +80,9 @@ __all__ = [
     "StreamInferencePipelineConfig",
     "StreamingDecoder",
     "StreamingEncoder",
+    "TextEncoder",
+    "TextImageConditioner",
+    "TextImageConditionerConfig",
     "Transformer",
     "derive_config",
     "runner_configs",

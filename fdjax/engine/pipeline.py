@@ -14,16 +14,16 @@ It holds one or more sessions; see `fdjax.engine.cache`.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from fdjax.axes import Array, Params, PyTree
 from fdjax.config import Component, InstantiateConfig
 from fdjax.contract.component import ParametricComponent
-from fdjax.contract.conditioner import Conditions
+from fdjax.contract.conditioner import Conditioner, ConditionerConfig, Conditions
 from fdjax.contract.encoder import NullEncoder
 from fdjax.engine import rollout, stages
 from fdjax.engine.cache import (
@@ -68,26 +68,29 @@ class StreamInferencePipeline(Component):
         return self.config.decoder.setup() if self.config.decoder else None
 
     @functools.cached_property
-    def text_encoder(self):
-        """The text conditioner, or None."""
-        return self.config.text_encoder.setup() if self.config.text_encoder else None
-
-    @functools.cached_property
-    def image_encoder(self):
-        """The image conditioner, or None."""
-        return self.config.image_encoder.setup() if self.config.image_encoder else None
+    def conditioner(self) -> Conditioner | None:
+        """What makes conditions of prompts and pictures, or None."""
+        return self.config.conditioner.setup() if self.config.conditioner else None
 
     @functools.cached_property
     def components(self) -> dict[str, ParametricComponent]:
-        """Every part that owns parameters, by its key in `params`."""
-        parts = {
+        """Every part that owns parameters, by its key in `params`.
+
+        Raises:
+            ValueError: A part of the conditioner has the name of another component.
+        """
+        own = {
             "transformer": self.diffusion_model.transformer,
             "encoder": self.encoder,
             "decoder": self.decoder,
-            "text_encoder": self.text_encoder,
-            "image_encoder": self.image_encoder,
         }
-        return {name: part for name, part in parts.items() if part is not None}
+        parts = {} if self.conditioner is None else dict(self.conditioner.parts)
+        if taken := sorted(own.keys() & parts.keys()):
+            raise ValueError(
+                f"Parts of a conditioner must not be called {sorted(own)}, as other "
+                f"components are; got {taken}."
+            )
+        return {name: part for name, part in (own | parts).items() if part is not None}
 
     # Parameters
 
@@ -149,71 +152,29 @@ class StreamInferencePipeline(Component):
         params: Params,
         *,
         text: Sequence[str] | None = None,
-        image: Array | None = None,
-        encode: Callable[[str, Any], Array] | None = None,
+        image: ArrayLike | None = None,
+        **more: Any,
     ) -> Conditions:
-        """Runs the one-shot encoders; the result can be saved and used again.
+        """What the conditioner makes of its inputs; can be saved and used again.
 
         Args:
-            params: Holds "text_encoder" and "image_encoder" where they are used.
+            params: Holds the conditioner's parts that run, by their names.
             text: One prompt per session.
             image: First frames in [-1, 1], float[B, H, W, 3], pixels.
-            encode: Called as `encode(component_name, prompts_or_image)` in place of
-                the encoders; `fdjax.run.conditions_store` reads from disk with it.
+            **more: What else this pipeline's conditioner takes.
 
         Raises:
-            ValueError: Text or image does not go with this pipeline, or the
-                parameters of an encoder are not there.
+            ValueError: The conditioner refuses an input, or there is none.
         """
-        if encode is None:
-            encode = functools.partial(self._run_conditioner, params)
-        negative_text = image_embedding = encoded = None
-        if text is not None:
-            self._require_conditioner("text_encoder", params, "text")
-            prompts = _check_prompts(text)
-            encoded = encode("text_encoder", prompts)
-            if self.config.negative_prompt is not None:
-                if self.config.negative_prompt is None:
-                    raise ValueError(
-                        "Classifier-free guidance needs a negative prompt: set "
-                        "negative_prompt in the pipeline's config."
-                    )
-                negative = [self.config.negative_prompt]
-                negative_text = encode("text_encoder", negative)
-                negative_text = jnp.repeat(negative_text, len(prompts), axis=0)
-        if image is not None:
-            image = jnp.asarray(image)
-            if image.ndim != 4 or image.shape[-1] != 3:
-                raise ValueError(
-                    f"image must be [B, H, W, 3] in [-1, 1], got shape {image.shape}."
-                )
-            if self.image_encoder is not None:
-                self._require_conditioner("image_encoder", params, "image")
-                image_embedding = encode("image_encoder", image)
-        conditions = Conditions(
-            text=encoded,
-            negative_text=negative_text,
-            image_embedding=image_embedding,
-            image=image,
-        )
-        _ = conditions.batch_size
-        return conditions
-
-    def _run_conditioner(self, params: Params, name: str, value: Any) -> Array:
-        conditioner: Any = self.components[name]
-        return conditioner.encode(params[name], value)
-
-    def _require_conditioner(self, name: str, params: Params, what: str) -> None:
-        if self.components.get(name) is None:
+        if self.conditioner is not None:
+            return self.conditioner.encode(params, text=text, image=image, **more)
+        inputs = {"text": text, "image": image} | more
+        if given := [name for name, value in inputs.items() if value is not None]:
             raise ValueError(
-                f"{what} was given, but this pipeline has no {name}; set {name} in "
-                "its config, or pass conditions=."
+                f"{' and '.join(given)} was given, but this pipeline has no "
+                "conditioner; set conditioner in its config, or pass conditions=."
             )
-        if name not in params:
-            raise ValueError(
-                f"params hold {sorted(params)} but no {name!r}; load it with "
-                f"load_params(only=[{name!r}]), or pass conditions=."
-            )
+        return Conditions()
 
     def latent_size(self, pixel_height: int, pixel_width: int) -> tuple[int, int]:
         """Latent rows and columns of a video of this size.
@@ -467,17 +428,6 @@ class StreamInferencePipeline(Component):
         )
 
 
-def _check_prompts(text: Sequence[str]) -> list[str]:
-    if isinstance(text, str):
-        raise ValueError(
-            f"text must be a sequence with one prompt per session; got the string "
-            f"{text!r}, write [{text!r}]."
-        )
-    if not text:
-        raise ValueError("text must hold at least one prompt, got none.")
-    return list(text)
-
-
 def _record(profiler: StageProfiler | None, stage: str, value: PyTree) -> None:
     if profiler is not None:
         profiler.record(stage, value)
@@ -501,14 +451,8 @@ class StreamInferencePipelineConfig(InstantiateConfig):
     decoder: InstantiateConfig | None = None
     """Config of the decoder; None: `generate` returns latents."""
 
-    text_encoder: InstantiateConfig | None = None
-    """Config of the text conditioner; None: no text, or ready-made conditions."""
-
-    image_encoder: InstantiateConfig | None = None
-    """Config of the image conditioner; None: no image cross-attention."""
-
-    negative_prompt: str | None = None
-    """What classifier-free guidance steers away from."""
+    conditioner: ConditionerConfig | None = None
+    """Config of what encodes prompts and pictures; None: conditions come ready-made."""
 
     spatial_compression_ratio: int | None = None
     """Pixels per latent row or column; None: the decoder's, or the encoder's."""

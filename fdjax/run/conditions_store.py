@@ -1,11 +1,12 @@
 """Keeps encoded prompts and images on disk, so that a large encoder is loaded once.
 
-An entry is one prompt or one image under one encoder: a safetensors file named by the
-hash of the input, the encoder's config (its dtype included), its files and fdjax's
-version. A second run with the same prompt finds it and never loads the encoder.
+An entry is one prompt or one image under one part of a conditioner: a safetensors file
+named by the hash of the input, the part's config (its dtype and the addresses of its
+weights included), its local files and fdjax's version. A second run with the same
+prompt finds it and never loads the encoder.
 
-    weights = WeightsOnDemand(pipeline.load_params, ["text_encoder"])
-    conditions = encode_conditions(pipeline, weights, text=["a beach"])
+    weights = WeightsOnDemand(pipeline.load_params, list(pipeline.conditioner.parts))
+    conditions = cached(pipeline.conditioner).encode(weights, text=["a beach"])
 """
 
 import dataclasses
@@ -24,16 +25,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fdjax.axes import Array, Params
-from fdjax.checkpoint import files
+from fdjax.axes import Array, Params, PyTree
+from fdjax.checkpoint import files, store
 from fdjax.checkpoint import io as checkpoint_io
 from fdjax.config import config_hash
-from fdjax.contract.component import ParametricComponent
-from fdjax.contract.conditioner import Conditions
-from fdjax.engine.pipeline import StreamInferencePipeline
+from fdjax.contract.conditioner import ConditionEncoder, Conditioner
 
-_FORMAT = 1
-_ROWS = "rows"
+_FORMAT = 2
+_ROWS = "rows"  # of an encoder that gives one array; f"{_ROWS}/{name}" of a dict
+_SAMPLE = 1 << 16  # bytes, at the start, in the middle and at the end of a file
 _WORTH_KEEPING = 64 << 20  # bytes of weights; smaller encoders load faster than fdjax
 _log = logging.getLogger(__name__)
 
@@ -72,48 +72,28 @@ def default_directory() -> pathlib.Path:
     return files.cache_dir() / "conditions"
 
 
-def encode_conditions(
-    pipeline: StreamInferencePipeline,
-    params: Mapping[str, Params],
-    *,
-    text: Sequence[str] | None = None,
-    image: Array | None = None,
-    directory: str | os.PathLike | None = None,
-) -> Conditions:
-    """What `pipeline.encode_conditions` returns, read from disk where it is there.
+def cached(
+    conditioner: Conditioner, *, directory: str | os.PathLike | None = None
+) -> Conditioner:
+    """A conditioner that gives the same, read from disk where it is there.
 
     Args:
-        pipeline: Whose encoders run.
-        params: Weights of the one-shot encoders; `WeightsOnDemand` to load only those
-            that have to run.
-        text: One prompt per session.
-        image: First frames in [-1, 1], float[B, H, W, 3], pixels.
+        conditioner: Whose parts run where nothing is kept. Give `WeightsOnDemand` to
+            its `encode`, so that only parts that run are loaded.
         directory: Where entries are; `default_directory()` by default.
-
-    Raises:
-        ValueError: See `pipeline.encode_conditions`.
     """
-
-    def encode(name: str, value: Any) -> Array:
-        encoder: Any = pipeline.components[name]
-        return cached_encode(
-            encoder,
-            functools.partial(params.__getitem__, name),
-            value,
-            directory=directory,
-        )
-
-    return pipeline.encode_conditions(params, text=text, image=image, encode=encode)
+    run_part = functools.partial(cached_encode, directory=directory)
+    return dataclasses.replace(conditioner, run_part=run_part)
 
 
 def cached_encode(
-    encoder: Any,
+    encoder: ConditionEncoder,
     load: Callable[[], Params],
     inputs: Sequence[str] | Array,
     *,
     directory: str | os.PathLike | None = None,
     keep_from: int = _WORTH_KEEPING,
-) -> Array:
+) -> PyTree:
     """Embeddings of `inputs`, read from disk where they are there.
 
     Nothing is kept for an encoder whose weights have no file, as random ones, or that
@@ -121,20 +101,19 @@ def cached_encode(
     the encoder gave (a prompt that is too long) are kept and given again.
 
     Args:
-        encoder: A `TextConditioner` or an `ImageConditioner`.
+        encoder: A part of a conditioner.
         load: Returns its weights; called only if something has to be encoded.
-        inputs: Prompts, or images float[B, H, W, 3].
+        inputs: Texts, or an array with B first.
         directory: Where entries are; `default_directory()` by default.
         keep_from: Size of the weights in bytes from which entries are kept.
 
     Returns:
-        What `encoder.encode(load(), inputs)` returns, [B, P, C].
+        What `encoder.encode(load(), inputs)` returns.
     """
     folder = pathlib.Path(directory or default_directory()).expanduser()
     identity = _identity(encoder)
     if identity is None:
-        encode: Callable[[Params, Any], Array] = encoder.encode
-        return encode(load(), inputs)
+        return encoder.encode(load(), inputs)
     paths = [folder / f"{_key(identity, item)}.safetensors" for item in inputs]
     rows = [_read(path) for path in paths]
     missing = [number for number, row in enumerate(rows) if row is None]
@@ -146,20 +125,34 @@ def cached_encode(
             rows[number] = entry = _run(encoder, weights, inputs[number : number + 1])
             if keep:
                 _write(paths[number], entry)
-    for message in dict.fromkeys(m for row in rows if row for m in row.warnings):
+    entries = [row for row in rows if row]
+    for message in dict.fromkeys(m for entry in entries for m in entry.warnings):
         warnings.warn(message, stacklevel=2)
-    return jnp.stack([row.values for row in rows if row])
+    names = entries[0].values
+    stacked = {name: jnp.stack([row.values[name] for row in entries]) for name in names}
+    if set(stacked) == {_ROWS}:
+        return stacked[_ROWS]
+    return {name.removeprefix(f"{_ROWS}/"): value for name, value in stacked.items()}
 
 
 def _run(
-    encoder: Any,
+    encoder: ConditionEncoder,
     weights: Params,
     inputs: Sequence[str] | Array,
 ) -> "_Entry":
     """Encodes one input and takes note of what the encoder says to its user."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        row = np.asarray(encoder.encode(weights, inputs)[0])
+        encoded = encoder.encode(weights, inputs)
+    if isinstance(encoded, Mapping):
+        named = {f"{_ROWS}/{name}": value for name, value in encoded.items()}
+    else:
+        named = {_ROWS: encoded}
+    if unknown := [value for value in named.values() if not hasattr(value, "shape")]:
+        raise ValueError(
+            f"{type(encoder).__name__}.encode must return an array or a dict of "
+            f"arrays, got {type(unknown[0]).__name__}."
+        )
     messages = []
     for warning in caught:
         if warning.category is UserWarning:
@@ -168,7 +161,8 @@ def _run(
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
-    return _Entry(row, tuple(messages))
+    values = {name: np.asarray(value[0]) for name, value in named.items()}
+    return _Entry(values, tuple(messages))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,40 +170,61 @@ class _Entry:
     """One encoded input.
 
     Attributes:
-        values: dtype[P, C].
+        values: Its row of each array, dtype[P, C] for instance, by the array's name.
         warnings: What the encoder warned of.
     """
 
-    values: np.ndarray
+    values: dict[str, np.ndarray]
     warnings: tuple[str, ...]
 
 
-def _identity(encoder: ParametricComponent) -> Any:
+def _identity(encoder: ConditionEncoder) -> Any:
     """What the embeddings depend on besides the input; None if it has no name."""
     config = encoder.config
     if getattr(config, "checkpoint_path", None) is None:
         return None
-    stamps = {}
+    sources = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name.endswith("_path") and value is not None:
-            stamps[field.name] = _stamp(files.local_path(value))
+            sources[field.name] = [os.fspath(value), _stamps(files.local_path(value))]
     return {
         "format": _FORMAT,
         "fdjax": importlib.metadata.version("fdjax"),
         "config": config_hash(config),
-        "files": stamps,
+        "sources": sources,
     }
 
 
-def _stamp(path: pathlib.Path) -> list:
-    """Place, sizes and times of a local file or folder; empty for a remote one."""
+def _stamps(path: pathlib.Path) -> list:
+    """What tells a local file or folder from any other; empty for a remote one.
+
+    Size and times alone do not: a copy may keep them, and a file system may count in
+    seconds. Whole files are gigabytes, so the contents are sampled.
+    """
     if not path.exists():
         return []
-    parts = sorted(path.iterdir()) if path.is_dir() else [path]
-    stats = [(part.name, part.stat()) for part in parts]
-    found = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-    return [str(path.resolve()), found]
+    if path.is_dir():
+        own = store.read_metadata(path) is not None
+        found = list(path.rglob("*") if own else path.iterdir())
+    elif path.name.endswith(".index.json"):  # names shards, which lie beside it
+        found = list(path.parent.iterdir())
+    else:
+        found = [path]
+    return [_stamp(file) for file in sorted(found) if file.is_file()]
+
+
+def _stamp(file: pathlib.Path) -> list:
+    """Place, number, size and times of a file, and a digest of samples of it."""
+    stat = file.stat()
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        for start in (0, (stat.st_size - _SAMPLE) // 2, stat.st_size - _SAMPLE):
+            stream.seek(max(0, start))
+            digest.update(stream.read(_SAMPLE))
+    times = [stat.st_mtime_ns, stat.st_ctime_ns]
+    place = [str(file.resolve()), stat.st_dev, stat.st_ino]
+    return [*place, stat.st_size, *times, digest.hexdigest()]
 
 
 def _key(identity: Any, item: str | Array) -> str:
@@ -225,22 +240,33 @@ def _key(identity: Any, item: str | Array) -> str:
 
 def _write(path: pathlib.Path, entry: _Entry) -> None:
     """Writes an entry; a failure costs the next run time, so it is only logged."""
-    # Rows of zeros at the end, which padding leaves, are not stored.
-    used = np.flatnonzero(
-        np.any(entry.values != 0, axis=tuple(range(1, entry.values.ndim)))
-    )
-    stored = entry.values[: used[-1] + 1 if len(used) else 0]
+    stored = {name: _without_padding(value) for name, value in entry.values.items()}
     metadata = {
-        "shape": json.dumps(entry.values.shape),
+        "shapes": json.dumps({name: v.shape for name, v in entry.values.items()}),
         "warnings": json.dumps(entry.warnings),
-        "sha256": hashlib.sha256(stored.tobytes()).hexdigest(),
+        "sha256": _checksum(stored),
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.atomic_output(path) as temporary:
-            checkpoint_io.write_safetensors(temporary, {_ROWS: stored}, metadata)
+            checkpoint_io.write_safetensors(temporary, stored, metadata)
     except OSError as error:
         _log.warning("Conditions cannot be kept at %s: %s.", path, error)
+
+
+def _without_padding(values: np.ndarray) -> np.ndarray:
+    """The rows up to the last one that is not zero; a number is one row."""
+    values = np.atleast_1d(values)
+    used = np.flatnonzero(np.any(values != 0, axis=tuple(range(1, values.ndim))))
+    return values[: used[-1] + 1 if len(used) else 0]
+
+
+def _checksum(stored: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, values in sorted(stored.items()):
+        digest.update(f"{name} {values.dtype} {values.shape} ".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
 
 
 def _read(path: pathlib.Path) -> _Entry | None:
@@ -248,12 +274,15 @@ def _read(path: pathlib.Path) -> _Entry | None:
     if not path.is_file():
         return None
     try:
-        stored = checkpoint_io.read_safetensors(path)[_ROWS]
+        stored = dict(checkpoint_io.read_safetensors(path))
         metadata = checkpoint_io.read_safetensors_header(path)["__metadata__"]
-        if hashlib.sha256(stored.tobytes()).hexdigest() != metadata["sha256"]:
+        if _checksum(stored) != metadata["sha256"]:
             raise ValueError("its values do not match their checksum")
-        values = np.zeros(json.loads(metadata["shape"]), stored.dtype)
-        values[: len(stored)] = stored
+        values = {}
+        for name, shape in json.loads(metadata["shapes"]).items():
+            padded = np.zeros(shape or [1], stored[name].dtype)
+            padded[: len(stored[name])] = stored[name]
+            values[name] = padded.reshape(shape)
         return _Entry(values, tuple(json.loads(metadata["warnings"])))
     except (OSError, ValueError, KeyError, TypeError) as error:
         _log.warning("Cached conditions %s are ignored: %r.", path, error)

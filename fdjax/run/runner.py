@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -25,12 +24,10 @@ from fdjax.checkpoint import files
 from fdjax.config import Component, InstantiateConfig
 from fdjax.contract.conditioner import Conditions
 from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
-from fdjax.run import conditions_store as conditions_cache
-from fdjax.run import media, stats
+from fdjax.run import conditions_store, media, stats
 from fdjax.run import writer as video_writer
 from fdjax.run.report import RunReport
 
-_ONE_SHOT = ("text_encoder", "image_encoder")
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _log = logging.getLogger(__name__)
 
@@ -92,16 +89,17 @@ class Runner(Component):
         """What the rollout is conditioned on.
 
         Args:
-            params: Weights of the one-shot encoders only, loaded when they are used.
+            params: Weights of the conditioner's parts, loaded when they are used.
             inputs: From `read_inputs`.
         """
-        image = None if inputs.image is None else jnp.asarray(inputs.image)
-        if self.config.random_weights or not self.config.conditions_cache:
+        conditioner = self.pipeline.conditioner
+        keep = self.config.conditions_cache and not self.config.random_weights
+        if conditioner is None or not keep:
             return self.pipeline.encode_conditions(
-                params, text=inputs.text, image=image
+                params, text=inputs.text, image=inputs.image
             )
-        return conditions_cache.encode_conditions(
-            self.pipeline, params, text=inputs.text, image=image
+        return conditions_store.cached(conditioner).encode(
+            params, text=inputs.text, image=inputs.image
         )
 
     # Helpers for methods
@@ -113,12 +111,13 @@ class Runner(Component):
             ValueError: It is empty, or this pipeline takes no prompt.
             FileNotFoundError: The prompt file is missing.
         """
-        if self.config.pipeline.text_encoder is not None:
+        conditioner = self.pipeline.conditioner
+        if conditioner is not None and conditioner.takes_text:
             return (files.read_prompt(self.config.prompt),)
         if str(self.config.prompt):
             raise ValueError(
-                f"{self.config.runner_name} takes no prompt: its pipeline has no "
-                f"text_encoder; got prompt {str(self.config.prompt)!r}."
+                f"{self.config.runner_name} takes no prompt: its pipeline has no text "
+                f"encoder; got prompt {str(self.config.prompt)!r}."
             )
         return None
 
@@ -159,11 +158,12 @@ class Runner(Component):
         inputs = self.prepare()
         if self.config.compilation_cache:
             enable_compilation_cache()
-        one_shot = [name for name in self.pipeline.components if name in _ONE_SHOT]
-        weights = conditions_cache.WeightsOnDemand(self._weights, one_shot)
+        conditioner = self.pipeline.conditioner
+        one_shot = [] if conditioner is None else list(conditioner.parts)
+        weights = conditions_store.WeightsOnDemand(self._weights, one_shot)
         conditions = self.encode_conditions(weights, inputs)
         del weights  # text encoders are large: freed before the rest is loaded
-        streaming = [name for name in self.pipeline.components if name not in _ONE_SHOT]
+        streaming = [name for name in self.pipeline.components if name not in one_shot]
         # A size or a condition that does not fit shows in the shapes alone.
         parts = self.pipeline.components
         shapes = {name: parts[name].param_shapes() for name in streaming}

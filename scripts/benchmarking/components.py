@@ -22,7 +22,7 @@ def text_encoder(spec: dict[str, Any], report: measure.Report) -> None:
     from fdjax.run.stats import memory_stats
     from fdjax.testing import count_compilations
 
-    config = methods.runner_config(spec["method"]).pipeline.text_encoder
+    config = methods.runner_config(spec["method"]).pipeline.conditioner.text_encoder
     config = dataclasses.replace(config, checkpoint_path=None, tokenizer_path=None)
     encoder = config.setup()
     params, seconds = _timed(encoder.init_params, jax.random.key(0))

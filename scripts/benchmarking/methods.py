@@ -33,7 +33,7 @@ def pipeline_config(
             f"--method must be a text-to-video method, got {slug!r}, which has an "
             "encoder of per-chunk input."
         )
-    config = dataclasses.replace(config, text_encoder=None, image_encoder=None)
+    config = dataclasses.replace(config, conditioner=None)
     if decoder != "config":
         config = dataclasses.replace(
             config, decoder=_decoder_config(decoder), spatial_compression_ratio=8
@@ -68,13 +68,13 @@ def random_conditions(config: Any, key: Any, batch: int = 1) -> Any:
 
     from fdjax.contract.conditioner import Conditions
 
-    network = config.diffusion_model.transformer.network
+    transformer = config.diffusion_model.transformer
+    network = transformer.network
     shape = (batch, network.text_len, network.text_dim)
     texts = [
         jax.random.normal(part, shape, jnp.bfloat16) for part in jax.random.split(key)
     ]
-    guided = config.diffusion_model.transformer.guidance_scale > 1
-    negative = texts[1] if guided else None
+    negative = texts[1] if transformer.guidance_scale > 1 else None
     return Conditions(text=texts[0], negative_text=negative)
 
 

@@ -71,7 +71,7 @@ def _runner_config(slug, folder):
         pipeline={
             "diffusion_model": {"transformer": transformer},
             "decoder": decoder,
-            "text_encoder": text_encoder,
+            "conditioner": {"text_encoder": text_encoder},
         },
         checkpoint_path=str(folder / "self_forcing_dmd.pt"),
         output_dir=str(folder / "outputs"),

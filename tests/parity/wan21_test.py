@@ -39,6 +39,13 @@ SIZES = {
 def _runner_config(slug, folder):
     vae = published_files.VAE | {"checkpoint_path": str(folder / "vae.pth")}
     network = SIZES | {"dtype": "float32", "param_dtype": "float32"}
+    conditioner = {
+        "text_encoder": published_files.UMT5
+        | {
+            "checkpoint_path": str(folder / "text_encoder"),
+            "tokenizer_path": str(folder / "tokenizer"),
+        }
+    }
     pipeline = {
         "diffusion_model": {
             "transformer": {
@@ -49,16 +56,12 @@ def _runner_config(slug, folder):
             "scheduler": {"num_inference_steps": NUM_STEPS},
         },
         "decoder": vae,
-        "text_encoder": published_files.UMT5
-        | {
-            "checkpoint_path": str(folder / "text_encoder"),
-            "tokenizer_path": str(folder / "tokenizer"),
-        },
+        "conditioner": conditioner,
     }
     changes = {}
     if slug == I2V:
         pipeline["encoder"] = {"encoder": vae, "len_t": LEN_T}
-        pipeline["image_encoder"] = published_files.CLIP | {
+        conditioner["image_encoder"] = published_files.CLIP | {
             "checkpoint_path": str(folder / "image_encoder")
         }
         changes["image_path"] = str(folder / "frame.png")

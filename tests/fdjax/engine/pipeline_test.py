@@ -7,6 +7,7 @@ import pytest
 
 from fdjax import testing
 from fdjax.config import Component
+from fdjax.contract.conditioner import Conditions
 from tests import tiny
 
 CASE = testing.PipelineCase(
@@ -109,11 +110,13 @@ def test_initialize_cache_refuses(options, message):
         )
 
 
-def test_text_without_a_text_encoder_is_refused():
-    with pytest.raises(ValueError, match="no text_encoder"):
-        PIPELINE.initialize_cache(
-            CASE.params(), text=["a"], pixel_height=6, pixel_width=8
-        )
+@pytest.mark.parametrize(
+    "inputs", [{"text": ["a"]}, {"image": jnp.zeros((1, 6, 8, 3))}, {"poses": 1}]
+)
+def test_without_a_conditioner_its_inputs_are_refused(inputs):
+    with pytest.raises(ValueError, match=f"{next(iter(inputs))} was given, but"):
+        PIPELINE.encode_conditions({}, **inputs)
+    assert PIPELINE.encode_conditions({}) == Conditions()
 
 
 def test_missing_params_are_named():

@@ -138,7 +138,7 @@ def test_method_help_lists_every_field(fdjax_run):
             ["--pipeline.decoder", "None", "--pipeline.encoder=None"],
             {"pipeline": {"decoder": None, "encoder": None}},
         ),
-        (["--pipeline.image_encoder", "None"], {}),
+        (["--pipeline.conditioner", "None"], {}),
     ],
 )
 def test_overrides(resolve, arguments, changes):
@@ -205,8 +205,8 @@ def test_no_instantiate_prints_the_config_and_stops(
         ),
         (["tiny", "--pipeline.decoder", "x"], "must be None, got 'x'; its parts are"),
         (
-            ["tiny", "--pipeline.image_encoder=x"],
-            "must be InstantiateConfig or None, got 'x'",
+            ["tiny", "--pipeline.conditioner=x"],
+            "must be ConditionerConfig or None, got 'x'",
         ),
         (
             ["tiny", "--pipeline.diffusion_model", "None"],

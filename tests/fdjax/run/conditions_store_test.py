@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import warnings
 
 import jax
@@ -10,13 +11,21 @@ import numpy as np
 import pytest
 from jax.typing import DTypeLike
 
-from fdjax.config import InstantiateConfig, derive_config
-from fdjax.contract.conditioner import ImageConditioner, TextConditioner
-from fdjax.run.conditions_store import WeightsOnDemand, cached_encode, encode_conditions
+from fdjax import checkpoint
+from fdjax.config import derive_config
+from fdjax.contract.conditioner import (
+    ImageEncoder,
+    ImageEncoderConfig,
+    TextEncoder,
+    TextEncoderConfig,
+)
+from fdjax.engine.conditioner import TextImageConditionerConfig
+from fdjax.run import conditions_store
+from fdjax.run.conditions_store import WeightsOnDemand, cached, cached_encode
 from tests import tiny
 
 
-class LetterEncoder(TextConditioner):
+class LetterEncoder(TextEncoder):
     """A row per letter, of its code times a weight; padded with zeros."""
 
     def init_params(self, key):
@@ -36,7 +45,7 @@ class LetterEncoder(TextConditioner):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LetterEncoderConfig(InstantiateConfig):
+class LetterEncoderConfig(TextEncoderConfig):
     _target: type = LetterEncoder
 
     checkpoint_path: str | None = "hf://somewhere/letters.safetensors"
@@ -44,7 +53,7 @@ class LetterEncoderConfig(InstantiateConfig):
     dtype: DTypeLike = jnp.float32
 
 
-class MeanEncoder(ImageConditioner):
+class MeanEncoder(ImageEncoder):
     """The mean colour of an image, scaled."""
 
     def init_params(self, key):
@@ -55,22 +64,19 @@ class MeanEncoder(ImageConditioner):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MeanEncoderConfig(InstantiateConfig):
+class MeanEncoderConfig(ImageEncoderConfig):
     _target: type = MeanEncoder
 
     checkpoint_path: str | None = "hf://somewhere/mean.safetensors"
 
 
-class GuidedTransformer(tiny.MeanTransformer):
-    needs_negative_text = True
-
-
 PIPELINE = derive_config(
     tiny.CONFIG,
-    text_encoder=LetterEncoderConfig(),
-    image_encoder=MeanEncoderConfig(),
-    negative_prompt="bad",
-    diffusion_model={"transformer": {"_target": GuidedTransformer}},
+    conditioner=TextImageConditionerConfig(
+        text_encoder=LetterEncoderConfig(),
+        image_encoder=MeanEncoderConfig(),
+        negative_prompt="bad",
+    ),
 )
 
 
@@ -149,16 +155,67 @@ def test_another_config_is_another_entry(loads, tmp_path, changes):
     assert len(loads) == 2
 
 
-def test_a_changed_file_is_another_entry(loads, tmp_path):
-    file = tmp_path / "weights"
-    file.write_bytes(b"one")
-    config = LetterEncoderConfig(checkpoint_path=str(file))
+def _write_file(folder):
+    (folder / "weights").write_bytes(bytes(300_000))
+    return folder / "weights", folder / "weights"
+
+
+def _write_folder(folder):
+    shard = folder / "shard-1.safetensors"
+    shard.write_bytes(bytes(300_000))
+    return folder, shard
+
+
+def _write_index(folder):
+    (folder / "model.safetensors.index.json").write_text("{}")
+    return folder / "model.safetensors.index.json", _write_folder(folder)[1]
+
+
+def _write_own_directory(folder):
+    encoder = LetterEncoderConfig().setup()
+    path = folder / "own"
+    checkpoint.save(path, encoder.init_params(jax.random.key(0)), component=encoder)
+    nested = next(file for file in path.glob("params/*/*") if file.stat().st_size > 8)
+    return path, nested
+
+
+def _flip(file, place):
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "layout", [_write_file, _write_folder, _write_index, _write_own_directory]
+)
+def test_a_changed_file_is_another_entry(loads, tmp_path, layout):
+    """One bit at the start, in the middle or at the end, size and time as before."""
+    (tmp_path / "weights").mkdir()
+    source, changing = layout(tmp_path / "weights")
+    config = LetterEncoderConfig(checkpoint_path=str(source))
     _encode(config, ["ab"], tmp_path / "cache")
     _encode(config, ["ab"], tmp_path / "cache")
     assert len(loads) == 1
-    file.write_bytes(b"another")
-    _encode(config, ["ab"], tmp_path / "cache")
-    assert len(loads) == 2
+    stat = changing.stat()
+    for number, place in enumerate((0, stat.st_size // 2, -1)):
+        _flip(changing, place)
+        os.utime(changing, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        for _ in range(2):
+            _encode(config, ["ab"], tmp_path / "cache")
+        assert len(loads) == number + 2
+
+
+def test_contents_tell_files_apart_that_nothing_else_does(tmp_path, monkeypatch):
+    """A file system may give a copy the number, the size and the times of the old."""
+    file, _ = _write_file(tmp_path)
+    config = LetterEncoderConfig(checkpoint_path=str(file))
+    same = file.stat()
+    monkeypatch.setattr(type(file), "stat", lambda self, **_: same)
+    identities = [conditions_store._identity(config.setup())]
+    for place in (0, 150_000, -1):
+        _flip(file, place)
+        identities.append(conditions_store._identity(config.setup()))
+    assert len({conditions_store._key(each, "ab") for each in identities}) == 4
 
 
 def test_another_version_is_another_entry(loads, tmp_path, monkeypatch):
@@ -245,9 +302,8 @@ def test_conditions_of_a_pipeline(loads, tmp_path):
 
     def conditions(text, image):
         weights = WeightsOnDemand(pipeline.load_params, names)
-        return encode_conditions(
-            pipeline, weights, text=text, image=image, directory=tmp_path
-        )
+        conditioner = cached(pipeline.conditioner, directory=tmp_path)
+        return conditioner.encode(weights, text=text, image=image)
 
     got = conditions(["ab", "c"], image)
     assert loads == ["LetterEncoder", "MeanEncoder"]
@@ -259,9 +315,39 @@ def test_conditions_of_a_pipeline(loads, tmp_path):
     assert got.negative_text is not None
     jax.tree.map(np.testing.assert_array_equal, conditions(["ab", "c"], image), want)
     assert loads == ["LetterEncoder", "MeanEncoder"]
+    assert len(_entries(tmp_path)) == 5  # two prompts, two images, the negative prompt
     # A new image needs the image encoder, and only that.
     conditions(["c", "ab"], -image)
     assert loads == ["LetterEncoder", "MeanEncoder", "MeanEncoder"]
+
+
+class TwoWayEncoder(LetterEncoder):
+    """Rows, their sum over the letters, and one number."""
+
+    def encode(self, params, text):
+        rows = super().encode(params, text)
+        return {"rows": rows, "pooled": rows.sum(1), "number": rows.sum((1, 2))}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TwoWayEncoderConfig(LetterEncoderConfig):
+    _target: type = TwoWayEncoder
+
+
+def test_several_arrays_of_one_encoder(loads, tmp_path):
+    config, texts = TwoWayEncoderConfig(), ["ab", "", "c"]
+    want = config.setup().encode(config.setup().init_params(jax.random.key(0)), texts)
+    for _ in range(2):
+        got = _encode(config, texts, tmp_path)
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert loads == ["TwoWayEncoder"]
+    assert len(_entries(tmp_path)) == 3
+
+
+def test_an_encoder_of_something_else_is_refused(loads, tmp_path, monkeypatch):
+    monkeypatch.setattr(LetterEncoder, "encode", lambda *_: ([1], [2]))
+    with pytest.raises(ValueError, match="must return an array or a dict of arrays"):
+        _encode(LetterEncoderConfig(), ["ab"], tmp_path)
 
 
 def test_weights_on_demand():

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdjax.config import InstantiateConfig, derive_config, from_json
-from fdjax.contract.conditioner import Conditions, TextConditioner
-from fdjax.run import conditions_store as conditions_cache
-from fdjax.run import media
+from fdjax.config import derive_config, from_json
+from fdjax.contract.conditioner import Conditions, TextEncoder, TextEncoderConfig
+from fdjax.engine.conditioner import TextImageConditionerConfig
+from fdjax.run import conditions_store, media
 from fdjax.run import writer as video_writer
 from fdjax.run.runner import RunnerConfig
 from tests import tiny
@@ -133,7 +133,7 @@ def test_without_random_weights_a_checkpoint_is_needed(config, monkeypatch):
 CALLS = []
 
 
-class Letters(TextConditioner):
+class Letters(TextEncoder):
     """Encodes a prompt as the codes of its letters, and notes what is done."""
 
     def init_params(self, key):
@@ -153,14 +153,14 @@ class Letters(TextConditioner):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LettersConfig(InstantiateConfig):
+class LettersConfig(TextEncoderConfig):
     _target: type = Letters
     checkpoint_path: str = __file__
 
 
 def test_a_prompt_is_encoded_once_and_then_read_from_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("FDJAX_CACHE_DIR", str(tmp_path / "cache"))
-    keep_small_ones = conditions_cache.cached_encode.__kwdefaults__
+    keep_small_ones = conditions_store.cached_encode.__kwdefaults__
     monkeypatch.setitem(keep_small_ones, "keep_from", 0)
 
     def load_params(self, *, only):
@@ -176,7 +176,9 @@ def test_a_prompt_is_encoded_once_and_then_read_from_disk(tmp_path, monkeypatch)
     config = RunnerConfig(
         runner_name="prompted",
         pipeline=derive_config(
-            CONFIG.pipeline, encoder=None, text_encoder=LettersConfig()
+            CONFIG.pipeline,
+            encoder=None,
+            conditioner=TextImageConditionerConfig(text_encoder=LettersConfig()),
         ),
         prompt="a beach",
         output_dir=tmp_path / "out",

@@ -101,7 +101,7 @@ def test_checkpoint_path_is_the_transformers(tmp_path):
     config = dataclasses.replace(config, random_weights=False)
     pipeline = config.setup().pipeline.config
     assert pipeline.diffusion_model.transformer.checkpoint_path == "mine.pt"
-    assert pipeline.text_encoder == config.pipeline.text_encoder
+    assert pipeline.conditioner == config.pipeline.conditioner
     assert pipeline.decoder == config.pipeline.decoder
 
 
@@ -122,7 +122,7 @@ def _contract_case(slug, transformer):
     decoder = shrink(RUNNER_CONFIGS[f"{BASE}-taehv"], "outputs").pipeline.decoder
     config = derive_config(
         runner.pipeline,
-        text_encoder=None,
+        conditioner=None,
         decoder=decoder,
         diffusion_model={"transformer": transformer | {"network": {"num_layers": 1}}},
     )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fdjax.config import from_json, to_json
+from fdjax.config import derive_config, from_json, to_json
 from fdjax.run import media
 from fdjax_models.methods.wan21.config import RUNNER_CONFIGS
 from fdjax_models.methods.wan21.published import NEGATIVE_PROMPT
@@ -31,9 +31,9 @@ def test_published_values():
         assert (model.transformer.len_t, model.transformer.window_size_t) == (21, 21)
         assert (model.transformer.sink_size_t, model.seed) == (0, 42)
         assert (config.fps, config.total_blocks) == (16, 1)
-        assert config.pipeline.negative_prompt == NEGATIVE_PROMPT
+        assert config.pipeline.conditioner.negative_prompt == NEGATIVE_PROMPT
         assert (config.pipeline.encoder is not None) == (slug == I2V)
-        assert (config.pipeline.image_encoder is not None) == (slug == I2V)
+        assert (config.pipeline.conditioner.image_encoder is not None) == (slug == I2V)
         assert from_json(to_json(config)) == config
     assert found == {
         T2V: ((1536, 30, 16, 0), 6, (50, 8), (480, 832)),
@@ -67,8 +67,8 @@ def test_text_to_video(tmp_path):
     assert video.shape == (9, HEIGHT, WIDTH, 3)
     assert video.std() > 1
     # Guidance and the negative prompt take part.
-    pipeline = dataclasses.replace(config.pipeline, negative_prompt="nice")
-    assert np.any(_frames(dataclasses.replace(config, pipeline=pipeline)) != video)
+    nice = {"conditioner": {"negative_prompt": "nice"}}
+    assert np.any(_frames(derive_config(config, pipeline=nice)) != video)
 
 
 @pytest.fixture

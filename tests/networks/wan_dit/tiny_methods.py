@@ -47,20 +47,20 @@ def shrink(config: Any, output_dir: Any, *, len_t: int | None = None, **changes:
     """A runner config of the same structure with tiny networks and random weights."""
     pipeline = config.pipeline
     network = dict(_DIT)
-    if pipeline.image_encoder is not None:
+    conditioner: dict[str, Any] = {"text_encoder": _UMT5}
+    if pipeline.conditioner.negative_prompt is not None:
+        conditioner["negative_prompt"] = "bad"  # as short as the tiny prompts
+    if pipeline.conditioner.image_encoder is not None:
+        conditioner["image_encoder"] = _CLIP
         network["image_dim"] = _CLIP["width"]
     transformer: dict[str, Any] = {"network": network}
     if len_t is not None:
         transformer |= {"len_t": len_t, "window_size_t": len_t}
     small: dict[str, Any] = {
-        "text_encoder": _UMT5,
+        "conditioner": conditioner,
         "decoder": _TAEHV if "Taehv" in type(pipeline.decoder).__name__ else _VAE,
         "diffusion_model": {"transformer": transformer},
     }
-    if pipeline.negative_prompt is not None:
-        small["negative_prompt"] = "bad"  # as short as the tiny prompts
-    if pipeline.image_encoder is not None:
-        small["image_encoder"] = _CLIP
     if pipeline.encoder is not None:
         small["encoder"] = {"encoder": _VAE, "len_t": len_t or pipeline.encoder.len_t}
     return dataclasses.replace(

@@ -386,7 +386,7 @@ def test_sizes_that_cannot_work(change, message):
             {"guidance_scale": 5.0},
             Conditions(text=_conditions().text),
             SIZE,
-            "negative_text with guidance_scale=5.0 > 1, got None; encode a negative",
+            "negative_text with guidance_scale=5.0 > 1, got None; set negative_prompt",
         ),
         ({}, Conditions(text=jnp.zeros((1, 8, 15))), SIZE, "another encoder"),
         ({}, Conditions(text=jnp.zeros((1, 7, 16))), SIZE, r"\(B, 8, 16\)"),

@@ -1,4 +1,4 @@
-"""The text conditioner of maze-world: a learned vector per word."""
+"""The text encoder of maze-world: a learned vector per word."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,15 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fdjax.axes import Array, Params
-from fdjax.config import InstantiateConfig
-from fdjax.contract.conditioner import TextConditioner
+from fdjax.contract.conditioner import TextEncoder, TextEncoderConfig
 from fdjax_models.methods.maze_world.text import VOCABULARY_SIZE, tokenize_prompt
 
 
-class WordConditioner(TextConditioner):
+class WordEncoder(TextEncoder):
     """Looks up one vector for each of the four things that a prompt can say."""
 
-    config: "WordConditionerConfig"
+    config: "WordEncoderConfig"
 
     def init_params(self, key: jax.Array) -> Params:
         """Standard normal vectors."""
@@ -33,10 +32,10 @@ class WordConditioner(TextConditioner):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WordConditionerConfig(InstantiateConfig):
-    """Config of `WordConditioner`."""
+class WordEncoderConfig(TextEncoderConfig):
+    """Config of `WordEncoder`."""
 
-    _target: type = WordConditioner
+    _target: type = WordEncoder
 
     width: int = 64
     """Width of a word's vector."""

@@ -1,9 +1,10 @@
 """maze-world as a method: its pipeline and its slug."""
 
+from fdjax.engine.conditioner import TextImageConditionerConfig
 from fdjax.engine.diffusion import DiffusionModelConfig
 from fdjax.engine.pipeline import StreamInferencePipelineConfig
 from fdjax.schedulers.flow_match import FlowMatchSchedulerConfig
-from fdjax_models.methods.maze_world.conditioner import WordConditionerConfig
+from fdjax_models.methods.maze_world.conditioner import WordEncoderConfig
 from fdjax_models.methods.maze_world.encoder import MazeEncoderConfig
 from fdjax_models.methods.maze_world.runner import MazeRunnerConfig
 from fdjax_models.methods.maze_world.sizes import (
@@ -38,7 +39,9 @@ PIPELINE = StreamInferencePipelineConfig(
         image_encoder=ENCODER, checkpoint_path=weights_path("encoder")
     ),
     decoder=DECODER,
-    text_encoder=WordConditionerConfig(checkpoint_path=weights_path("text_encoder")),
+    conditioner=TextImageConditionerConfig(
+        text_encoder=WordEncoderConfig(checkpoint_path=weights_path("text_encoder"))
+    ),
 )
 """maze-world: 96 x 160 pixels, 12 frames a second, chunks of 4 frames."""
 

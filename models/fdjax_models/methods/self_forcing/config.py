@@ -5,6 +5,7 @@ class default of the official code, whose inference config passes 5.
 """
 
 from fdjax.config import derive_config
+from fdjax.engine.conditioner import TextImageConditionerConfig
 from fdjax.engine.diffusion import DiffusionModelConfig
 from fdjax.engine.pipeline import StreamInferencePipelineConfig
 from fdjax.schedulers import FlowMatchSchedulerConfig
@@ -26,7 +27,7 @@ T2V_1_3B = StreamInferencePipelineConfig(
         seed=42,
     ),
     decoder=published.VAE_DECODER,
-    text_encoder=published.UMT5_XXL,
+    conditioner=TextImageConditionerConfig(text_encoder=published.UMT5_XXL),
 )
 """Chunks of three latent frames that see the last 21."""
 

@@ -74,9 +74,10 @@ class WanRunnerConfig(RunnerConfig):
         if self.checkpoint_path is not None:
             transformer = {"checkpoint_path": self.checkpoint_path}
             changes["diffusion_model"] = {"transformer": transformer}
-        if self.random_weights and self.pipeline.text_encoder is not None:
+        conditioner: Any = self.pipeline.conditioner
+        if self.random_weights and conditioner and conditioner.text_encoder:
             unknown = {"checkpoint_path": None, "tokenizer_path": None}
-            changes["text_encoder"] = unknown
+            changes["conditioner"] = {"text_encoder": unknown}
         return derive_config(self.pipeline, **changes)
 
 

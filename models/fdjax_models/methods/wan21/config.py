@@ -5,6 +5,7 @@ model, which it does not ship, the defaults of Wan-Video/Wan2.1's generate.py.
 """
 
 from fdjax.config import derive_config
+from fdjax.engine.conditioner import TextImageConditionerConfig
 from fdjax.engine.diffusion import DiffusionModelConfig
 from fdjax.engine.pipeline import StreamInferencePipelineConfig
 from fdjax.schedulers import UniPCSchedulerConfig
@@ -28,8 +29,9 @@ T2V_1_3B = StreamInferencePipelineConfig(
         seed=42,
     ),
     decoder=published.VAE_DECODER,
-    text_encoder=published.UMT5_XXL,
-    negative_prompt=published.NEGATIVE_PROMPT,
+    conditioner=TextImageConditionerConfig(
+        text_encoder=published.UMT5_XXL, negative_prompt=published.NEGATIVE_PROMPT
+    ),
 )
 """Text to video, 1.3B."""
 
@@ -66,7 +68,7 @@ I2V_14B = derive_config(
         "scheduler": {"num_inference_steps": 40, "shift": 3.0},
     },
     encoder=ImageControlEncoderConfig(encoder=published.VAE_ENCODER, len_t=21),
-    image_encoder=published.CLIP_VIT_H,
+    conditioner={"image_encoder": published.CLIP_VIT_H},
 )
 """Image to video, 14B."""
 

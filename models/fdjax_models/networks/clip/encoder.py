@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fdjax.axes import Array, Params
-from fdjax.config import InstantiateConfig
-from fdjax.contract.conditioner import ImageConditioner
+from fdjax.contract.conditioner import ImageEncoder, ImageEncoderConfig
 from fdjax.nn.random_params import random_params
 from fdjax_models.networks.clip.model import VisionTransformer
 from fdjax_models.networks.clip.preprocess import crop_frame, normalize, squash_frame
@@ -18,7 +17,7 @@ from fdjax_models.networks.clip.preprocess import crop_frame, normalize, squash_
 _PREPROCESSING = {"crop": crop_frame, "squash": squash_frame}
 
 
-class ClipImageEncoder(ImageConditioner):
+class ClipImageEncoder(ImageEncoder):
     """CLIP ViT: the hidden state that Wan's image cross-attention reads."""
 
     architecture: ClassVar[str] = "clip"
@@ -78,7 +77,7 @@ class ClipImageEncoder(ImageConditioner):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClipImageEncoderConfig(InstantiateConfig):
+class ClipImageEncoderConfig(ImageEncoderConfig):
     """CLIP ViT-H/14, as Wan 2.1 I2V uses it."""
 
     _target: type = ClipImageEncoder

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fdjax.axes import Array, Params
-from fdjax.config import InstantiateConfig
-from fdjax.contract.conditioner import TextConditioner
+from fdjax.contract.conditioner import TextEncoder, TextEncoderConfig
 from fdjax.nn.random_params import random_params
 from fdjax_models.networks.umt5.model import Umt5Encoder
 from fdjax_models.networks.umt5.tokenizer import (
@@ -22,7 +21,7 @@ from fdjax_models.networks.umt5.tokenizer import (
 )
 
 
-class Umt5TextEncoder(TextConditioner):
+class Umt5TextEncoder(TextEncoder):
     """UMT5 over cleaned, padded prompts; rows of padding are zero."""
 
     architecture: ClassVar[str] = "umt5"
@@ -117,7 +116,7 @@ class Umt5TextEncoder(TextConditioner):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Umt5TextEncoderConfig(InstantiateConfig):
+class Umt5TextEncoderConfig(TextEncoderConfig):
     """UMT5-XXL, as every Wan model uses it."""
 
     _target: type = Umt5TextEncoder

@@ -28,9 +28,11 @@ def _check_text(
 ) -> None:
     width = network.text_len, network.text_dim
     if text is None:
+        cure = "encode a prompt"
+        if name == "negative_text":
+            cure = "set negative_prompt of the pipeline's conditioner"
         raise ValueError(
-            f"The network needs conditions.{name}{reason}, got None; encode a "
-            f"{name.replace('_', ' ').replace('text', 'prompt')}."
+            f"The network needs conditions.{name}{reason}, got None; {cure}."
         )
     if text.shape[1:] != width:
         raise ValueError(

@@ -15,7 +15,7 @@ import optax
 
 from fdjax.axes import Params
 from fdjax_models.methods.maze_world import sizes
-from fdjax_models.methods.maze_world.conditioner import WordConditionerConfig
+from fdjax_models.methods.maze_world.conditioner import WordEncoderConfig
 from fdjax_models.methods.maze_world.training import autoencoder, parallel, state
 from fdjax_models.methods.maze_world.training.denoiser import Denoiser
 from fdjax_models.methods.maze_world.training.journal import (
@@ -110,7 +110,7 @@ def initial_params(settings: Settings) -> dict[str, Params]:
     transformer = jax.jit(init_params, static_argnums=0)(network, keys[0])
     head = transformer["head"]["proj"]
     transformer["head"]["proj"] = {**head, "kernel": jnp.zeros_like(head["kernel"])}
-    words = WordConditionerConfig(width=network.text_dim).setup()
+    words = WordEncoderConfig(width=network.text_dim).setup()
     params = {
         "transformer": transformer,
         "text_encoder": words.init_params(keys[1]),

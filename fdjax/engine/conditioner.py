@@ -1,0 +1,168 @@
+"""The conditioner of text, negative text and a first frame."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from fdjax.axes import Array, Params
+from fdjax.contract.conditioner import (
+    ConditionEncoder,
+    Conditioner,
+    ConditionerConfig,
+    Conditions,
+    ImageEncoderConfig,
+    TextEncoderConfig,
+)
+
+_TEXT, _IMAGE = "text_encoder", "image_encoder"
+_SLACK = 1e-3  # by which the rounding of a resize may leave [-1, 1]
+
+
+class TextImageConditioner(Conditioner):
+    """Encodes prompts, the negative prompt and first frames, each where it is set.
+
+    An image is kept as it is, for encoders that read it per chunk, and embedded too if
+    there is an image encoder. Without any encoder a bare image is all it takes.
+    """
+
+    config: "TextImageConditionerConfig"
+
+    @functools.cached_property
+    def parts(self) -> Mapping[str, ConditionEncoder]:
+        """The encoders that the config sets, by the names of its fields."""
+        configs = {_TEXT: self.config.text_encoder, _IMAGE: self.config.image_encoder}
+        return {
+            name: config.setup()
+            for name, config in configs.items()
+            if config is not None
+        }
+
+    def encode(
+        self,
+        params: Mapping[str, Params],
+        *,
+        text: Sequence[str] | None = None,
+        image: ArrayLike | None = None,
+        **more: Any,
+    ) -> Conditions:
+        """Runs the encoders of what is given; all of it is checked before the first.
+
+        Args:
+            params: Holds "text_encoder" if there is text, "image_encoder" if there is
+                an image and the config has one.
+            text: One prompt per session.
+            image: First frames in [-1, 1], float[B, H, W, 3], pixels.
+            **more: Nothing else is taken.
+
+        Raises:
+            ValueError: See `Conditioner.encode`.
+        """
+        if more:
+            raise ValueError(
+                f"{type(self).__name__} takes text and image, got {sorted(more)} too."
+            )
+        prompts = None if text is None else check_prompts(text)
+        frames = None if image is None else check_image(image)
+        if prompts is not None and _TEXT not in self.parts:
+            raise ValueError(
+                f"text was given, but this pipeline has no {_TEXT}; set "
+                f"conditioner.{_TEXT} in its config, or pass conditions=."
+            )
+        if prompts is not None and frames is not None and len(prompts) != len(frames):
+            raise ValueError(
+                f"text must hold one prompt per image, got {len(prompts)} prompts and "
+                f"{len(frames)} images."
+            )
+        given = {_TEXT: prompts, _IMAGE: frames}
+        needed = [name for name in self.parts if given[name] is not None]
+        self.require_params(params, needed)
+        encoded = {name: self.encode_part(params, name, given[name]) for name in needed}
+        negative_text = None
+        if prompts is not None and self.config.negative_prompt is not None:
+            negative = self.encode_part(params, _TEXT, [self.config.negative_prompt])
+            negative_text = jnp.repeat(negative, len(prompts), axis=0)
+        return Conditions(
+            text=encoded.get(_TEXT),
+            negative_text=negative_text,
+            image_embedding=encoded.get(_IMAGE),
+            image=frames,
+        )
+
+
+def check_prompts(text: Sequence[str]) -> list[str]:
+    """The prompts as a list.
+
+    Raises:
+        ValueError: They are one string, none, or no texts.
+    """
+    if isinstance(text, str):
+        raise ValueError(
+            f"text must be a sequence with one prompt per session; got the string "
+            f"{text!r}, write [{text!r}]."
+        )
+    prompts = list(text)
+    if not prompts:
+        raise ValueError("text must hold at least one prompt, got none.")
+    if strangers := [each for each in prompts if not isinstance(each, str)]:
+        raise ValueError(f"text must hold prompts, got {strangers[0]!r} among them.")
+    return prompts
+
+
+def check_image(image: ArrayLike) -> Array:
+    """The first frames as an array.  float[B, H, W, 3].
+
+    Values are looked at unless they are traced, or on the devices of another process.
+
+    Raises:
+        ValueError: They have another shape, are integers, or leave [-1, 1].
+    """
+    if not isinstance(image, jax.Array):
+        image = np.asarray(image)
+    shape = image.shape
+    if len(shape) != 4 or shape[-1] != 3 or 0 in shape:
+        raise ValueError(f"image must be [B, H, W, 3] in [-1, 1], got shape {shape}.")
+    if not jnp.issubdtype(image.dtype, jnp.floating):
+        raise ValueError(
+            f"image must be floating point in [-1, 1], got {image.dtype}; bytes from 0 "
+            "to 255 become image / 127.5 - 1."
+        )
+    traced = isinstance(image, jax.core.Tracer)
+    if not traced and getattr(image, "is_fully_addressable", True):
+        values = np.asarray(image, np.float32)
+        low, high = float(values.min()), float(values.max())  # NaN if any value is
+        if not -1 - _SLACK <= low <= high <= 1 + _SLACK:
+            raise ValueError(
+                f"image must lie in [-1, 1], got values from {low:g} to {high:g}; "
+                "scale or clip it."
+            )
+    return jnp.asarray(image)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextImageConditionerConfig(ConditionerConfig):
+    """Config of `TextImageConditioner`."""
+
+    _target: type = TextImageConditioner
+
+    text_encoder: TextEncoderConfig | None = None
+    """Config of the text encoder; None: no text, or ready-made conditions."""
+
+    image_encoder: ImageEncoderConfig | None = None
+    """Config of the image encoder; None: no image cross-attention."""
+
+    negative_prompt: str | None = None
+    """What classifier-free guidance steers away from; None: no guidance."""
+
+    def __post_init__(self) -> None:
+        if self.negative_prompt is not None and self.text_encoder is None:
+            raise ValueError(
+                "negative_prompt needs a text_encoder that encodes it, got "
+                f"{self.negative_prompt!r} without one; set text_encoder, or "
+                "negative_prompt to None."
+            )
