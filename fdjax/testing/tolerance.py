@@ -18,7 +18,7 @@ of ten units is no round-off; it must be found, so this is well below ten.
 
 
 def tolerance(dtype: np.typing.DTypeLike, length: int, scale: float = 1.0) -> float:
-    """The largest absolute error that round-off explains: SAFETY eps sqrt(length) scale.
+    """The largest error that round-off explains: SAFETY * eps * sqrt(length) * scale.
 
     The errors of a sum's partial results are random in sign, so that they grow with the
     square root of their number, relative to the largest output.
