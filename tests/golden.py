@@ -10,6 +10,8 @@ import zlib
 
 import numpy as np
 
+from fdjax import testing
+
 
 def _hash(count: int, seed: int) -> np.ndarray:
     """float64[count] in [-1, 1): an integer hash of 0 … count - 1."""
@@ -50,3 +52,19 @@ def summary(array: np.ndarray) -> list[float]:
     """Sum, sum of absolute values, first five and last three elements."""
     flat = np.asarray(array, np.float64).ravel()
     return [flat.sum(), np.abs(flat).sum(), *flat[:5], *flat[-3:]]
+
+
+def assert_summary(array: np.ndarray, recorded: list[float], length: int):
+    """Asserts that `summary(array)` is the recorded one, given with six decimals.
+
+    `length` is that of the longest reduction behind an element. Elements share the
+    layers they come from and so the sign of their errors: sums may have all of them.
+    """
+    actual = summary(array)
+    scale = float(np.sqrt(np.mean(np.square(array, dtype=np.float64))))
+    round_off = testing.tolerance(np.float32, length, scale)
+    half_a_digit = 5e-7
+    for part, count in ((slice(2, None), 1), (slice(2), array.size)):
+        np.testing.assert_allclose(
+            actual[part], recorded[part], rtol=0, atol=half_a_digit + count * round_off
+        )

@@ -7,6 +7,7 @@ from fdjax.testing.contract import (
     assert_close,
     count_compilations,
 )
+from fdjax.testing.tolerance import tolerance
 
 __all__ = [
     "CHECKS",
@@ -14,4 +15,5 @@ __all__ = [
     "PipelineCase",
     "assert_close",
     "count_compilations",
+    "tolerance",
 ]

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarking import kernels, measure, methods
 
 
@@ -137,7 +139,7 @@ class Runs:
             self.start_rollout()
             for _ in range(self.spec["num_chunks"]):
                 self.report.append(f"chunks_{name}", self.chunk())
-            while int(self.cache.autoregressive_index[0]) < steady:
+            while int(np.asarray(self.cache.autoregressive_index)[0]) < steady:
                 self.chunk()
             rows = [self.chunk() for _ in range(self.spec["steady_chunks"])]
             self.report.add(f"steady_{name}", measure.spread_stages(rows))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fdjax.attention import KVLayout, Rope3D
+from tests.parity.comparison import assert_allclose
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("flashdreams")
@@ -73,7 +74,7 @@ def test_angles_of_any_chunk(head_dim, ratios, interleaved):
         # Bit for bit, except that torch's float32 pow may round the other way with a
         # theta that is no integer: then one unit in the last place of the angle.
         tolerance = 0.0 if time_ratio == 1.0 else 2e-7
-        np.testing.assert_allclose(
+        assert_allclose(
             angles(jnp.int32(index * 2)), expected, rtol=tolerance, atol=2e-6
         )
 
@@ -94,4 +95,4 @@ def test_cache_relative_angles():
     for num_frames in (0, 9, 12, 75):
         ranks = layout.slot_positions(num_frames)
         actual = rope.angles(ranks, 3, 4).reshape(12, 12, 64)
-        np.testing.assert_allclose(actual, expected[np.asarray(ranks)], atol=1e-6)
+        assert_allclose(actual, expected[np.asarray(ranks)], atol=1e-6)

@@ -11,6 +11,7 @@ from fdjax_convert.rules import rules
 from fdjax_convert.tables import clip
 from fdjax_models.networks.clip import ClipImageEncoderConfig, preprocess
 from tests.networks.clip import tiny
+from tests.parity.comparison import assert_allclose, assert_close
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -79,7 +80,7 @@ def test_tower(config):
     np.testing.assert_array_equal(want, _torch_rows(model, pixels, -2))
     module = config.setup().module
     got = module.apply({"params": _params(model, config)}, pixels)
-    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+    assert_close(got, want)
 
 
 def test_bfloat16_error_is_that_of_the_reference():
@@ -119,7 +120,7 @@ def test_crop(height, width):
     top, left = (tall - 224) // 2, (wide - 224) // 2
     want = resized[:, top : top + 224, left : left + 224]
     # Both libraries compute the kernel's weights in float32; measured 1e-5.
-    np.testing.assert_allclose(preprocess.crop_frame(image, 224), want, atol=5e-5)
+    assert_allclose(preprocess.crop_frame(image, 224), want, atol=5e-5)
 
 
 @pytest.mark.parametrize(("height", "width"), [(480, 832), (832, 480), (100, 224)])
@@ -128,7 +129,7 @@ def test_squash(height, width):
     want = _interpolate(image, (224, 224), antialias=False)
     # Whether torch fuses the multiply and add of a coordinate depends on the CPU; that
     # moves single rows by 5e-5.
-    np.testing.assert_allclose(preprocess.squash_frame(image, 224), want, atol=1e-4)
+    assert_allclose(preprocess.squash_frame(image, 224), want, atol=1e-4)
 
 
 def test_sizes_crop_and_statistics_of_the_processor():
@@ -136,8 +137,8 @@ def test_sizes_crop_and_statistics_of_the_processor():
     from transformers.models.clip import image_processing_pil_clip
 
     processor = image_processing_pil_clip.CLIPImageProcessorPil()
-    np.testing.assert_allclose(processor.image_mean, preprocess.MEAN, rtol=1e-7)
-    np.testing.assert_allclose(processor.image_std, preprocess.STD, rtol=1e-7)
+    assert_allclose(processor.image_mean, preprocess.MEAN, rtol=1e-7)
+    assert_allclose(processor.image_std, preprocess.STD, rtol=1e-7)
     ramp = np.linspace(0, 255, 480)[:, None] * np.linspace(0.2, 1, 331)
     image = np.stack([ramp, ramp[::-1], ramp[:, ::-1]], -1).round().astype(np.uint8)
     want = processor(images=image, return_tensors="np")["pixel_values"]
@@ -165,4 +166,4 @@ def test_whole_encoder_against_the_reference(tmp_path, monkeypatch):
     image = _images(1, 60, 100)
     want = theirs(torch.tensor(image.transpose(0, 3, 1, 2))).numpy()
     got = config.setup().encode(_params(model, config), jnp.asarray(image))
-    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+    assert_close(got, want)

@@ -12,6 +12,7 @@ from fdjax_convert.rules import rules
 from fdjax_convert.tables import wan_vae
 from fdjax_models.networks.wan_dit.i2v_encoder import ImageControlEncoderConfig
 from fdjax_models.networks.wan_vae import vae
+from tests.parity.comparison import assert_allclose
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("flashdreams")
@@ -66,4 +67,4 @@ def test_rollout_equals_the_reference():
         cache, control = encode(params, cache, None)
         for name in ("latent", "mask"):
             value = np.moveaxis(getattr(expected, name).numpy(), 2, -1)
-            np.testing.assert_allclose(getattr(control, name), value, rtol=0, atol=1e-4)
+            assert_allclose(getattr(control, name), value, rtol=0, atol=1e-4)

@@ -18,6 +18,7 @@ from fdjax.schedulers import (
     FlowMatchSchedulerConfig,
     UniPCSchedulerConfig,
 )
+from tests.parity.comparison import assert_allclose
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -79,7 +80,7 @@ def assert_same_sample(config, expected_scheduler, atol):
     draws = rng_noise(config.setup().num_draws, *SHAPE)
     with flashdreams_cpu.draws(draws[1:]):
         expected = expected_scheduler.sample(torch.from_numpy(draws[0]), flow)
-    np.testing.assert_allclose(our_sample(config, draws), expected, atol=atol)
+    assert_allclose(our_sample(config, draws), expected, atol=atol)
 
 
 def assert_same_noise(config, expected_scheduler, timesteps):
@@ -91,17 +92,15 @@ def assert_same_noise(config, expected_scheduler, timesteps):
                 torch.from_numpy(clean), torch.tensor(float(timestep))
             )
         actual = add_noise(clean, jnp.float32(timestep), noise)
-        np.testing.assert_allclose(actual, expected, atol=1e-6)
+        assert_allclose(actual, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("fields", FLOW_MATCH)
 def test_flow_match_of_flashdreams(fields):
     config = FlowMatchSchedulerConfig(**fields)
     expected, steps = reference(config), config.setup().steps
-    np.testing.assert_allclose(
-        steps.timestep, expected.denoising_step_list, rtol=ROUND_OFF
-    )
-    np.testing.assert_allclose(steps.sigma, expected.denoising_sigmas, rtol=ROUND_OFF)
+    assert_allclose(steps.timestep, expected.denoising_step_list, rtol=ROUND_OFF)
+    assert_allclose(steps.sigma, expected.denoising_sigmas, rtol=ROUND_OFF)
     assert_same_sample(config, expected, atol=1e-6)
     # Not halfway between two entries, where round-off decides.
     timesteps = (0, 0.3, 128, 500.2, 999.9)
@@ -117,7 +116,7 @@ def test_training_table_of_flashdreams(shift, sigma_max):
         (scheduler.training_sigmas, expected._full_sigmas, 1),
         (scheduler.training_timesteps, expected._full_timesteps, 1000),
     ):
-        np.testing.assert_allclose(actual, table, rtol=ROUND_OFF, atol=scale * 1.2e-7)
+        assert_allclose(actual, table, rtol=ROUND_OFF, atol=scale * 1.2e-7)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +167,7 @@ def test_unipc_of_flashdreams(fields):
     }
     for name, table in names.items():
         # Our first step "corrects" the noise into itself instead of skipping.
-        np.testing.assert_allclose(
+        assert_allclose(
             getattr(steps, name)[1:], table[1:], rtol=ROUND_OFF, err_msg=name
         )
     # Up to 50 steps of float32, in another order of additions.
@@ -212,11 +211,11 @@ def test_unipc_of_diffusers(solver_order, num_steps, shift, karras):
     )
     steps = config.setup().steps
     np.testing.assert_array_equal(steps.timestep, reference.timesteps)
-    np.testing.assert_allclose(steps.sigma, reference.sigmas[:-1], rtol=ROUND_OFF)
+    assert_allclose(steps.sigma, reference.sigmas[:-1], rtol=ROUND_OFF)
     noise = rng_noise(1, *SHAPE)
     expected = diffusers_sample(reference, noise[0])
     # diffusers computes the coefficients in float32.
-    np.testing.assert_allclose(our_sample(config, noise), expected, atol=4e-6)
+    assert_allclose(our_sample(config, noise), expected, atol=4e-6)
 
 
 def test_diffusers_unipc_on_its_own_levels_is_another_schedule():
@@ -235,13 +234,11 @@ def test_euler_of_diffusers(num_steps, shift):
     reference = diffusers.schedulers.FlowMatchEulerDiscreteScheduler(shift=shift)
     reference.set_timesteps(sigmas=np.linspace(0.999, 0, num_steps + 1)[:-1])
     scheduler = config.setup()
-    np.testing.assert_allclose(scheduler.sigmas, reference.sigmas, rtol=ROUND_OFF)
-    np.testing.assert_allclose(
-        scheduler.timesteps[:-1], reference.timesteps, rtol=ROUND_OFF
-    )
+    assert_allclose(scheduler.sigmas, reference.sigmas, rtol=ROUND_OFF)
+    assert_allclose(scheduler.timesteps[:-1], reference.timesteps, rtol=ROUND_OFF)
     noise = rng_noise(1, *SHAPE)
     expected = diffusers_sample(reference, noise[0])
-    np.testing.assert_allclose(our_sample(config, noise), expected, atol=1e-6)
+    assert_allclose(our_sample(config, noise), expected, atol=1e-6)
 
 
 def test_diffusers_euler_with_the_distilled_timesteps():
@@ -251,7 +248,7 @@ def test_diffusers_euler_with_the_distilled_timesteps():
     reference.set_timesteps(sigmas=[timestep / 1000 for timestep in timesteps])
     noise = rng_noise(1, *SHAPE)
     expected = diffusers_sample(reference, noise[0])
-    np.testing.assert_allclose(our_sample(config, noise), expected, atol=1e-6)
+    assert_allclose(our_sample(config, noise), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("shift", [1.0, 5.0, 8.0])
@@ -263,9 +260,7 @@ def test_training_table_of_diffusers(shift):
         (table.training_sigmas, reference.sigmas, 1),
         (table.training_timesteps, reference.timesteps, 1000),
     ):
-        np.testing.assert_allclose(
-            actual, expected, rtol=ROUND_OFF, atol=scale * 1.2e-7
-        )
+        assert_allclose(actual, expected, rtol=ROUND_OFF, atol=scale * 1.2e-7)
 
 
 def test_the_grid_covers_every_option():

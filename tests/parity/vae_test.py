@@ -11,6 +11,7 @@ import pytest
 from fdjax_convert.rules import rules
 from fdjax_convert.tables import wan_vae
 from fdjax_models.networks.wan_vae import vae
+from tests.parity.comparison import assert_close
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -81,12 +82,6 @@ def _channels_last(x):
     return np.moveaxis(x.numpy(), 1, -1)
 
 
-def _assert_close(actual, expected):
-    assert actual.shape == expected.shape
-    scale = np.abs(expected).max()
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * scale)
-
-
 @functools.cache
 def _diffusers_vae(kind):
     fields = {}
@@ -122,7 +117,7 @@ def test_encoding_equals_diffusers(kind):
     video = video.astype(np.float32)
     mean = module.encode(_channels_first(video)).latent_dist.mean
     expected = (_channels_last(mean) - np.float32(MEAN)) / np.float32(STD)
-    _assert_close(_stream(encoder, params, video, (5, 8, 4)), expected)
+    assert_close(_stream(encoder, params, video, (5, 8, 4)), expected)
 
 
 @pytest.mark.parametrize(("kind", "sizes"), [("2.1", (1, 1, 1, 2)), ("2.2", (2, 3))])
@@ -135,7 +130,7 @@ def test_decoding_equals_diffusers(kind, sizes):
     raw = latent * np.float32(STD) + np.float32(MEAN)
     expected = _channels_last(module.decode(_channels_first(raw)).sample)
     assert np.mean(np.abs(expected) == 1) < 0.5, "most of the output is clamped"
-    _assert_close(_stream(decoder, params, latent, sizes), expected)
+    assert_close(_stream(decoder, params, latent, sizes), expected)
 
 
 @functools.cache
@@ -175,7 +170,7 @@ def test_encoding_equals_the_reference(sizes):
         for chunk in np.split(video, np.cumsum(sizes)[:-1], axis=1)
     ]
     expected = np.concatenate(expected, axis=1)
-    _assert_close(_stream(encoder, params, video, sizes), expected)
+    assert_close(_stream(encoder, params, video, sizes), expected)
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1), (3, 1, 1), (2, 3)])
@@ -192,4 +187,4 @@ def test_decoding_equals_the_reference(sizes):
     ]
     expected = np.concatenate(expected, axis=1)
     assert np.mean(np.abs(expected) == 1) < 0.5, "most of the output is clamped"
-    _assert_close(_stream(decoder, params, latent, sizes), expected)
+    assert_close(_stream(decoder, params, latent, sizes), expected)

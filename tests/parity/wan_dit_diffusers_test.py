@@ -15,6 +15,7 @@ from fdjax_convert.tables import wan_dit
 from fdjax_models.networks.wan_dit.config import WanDiTConfig
 from tests import golden
 from tests.networks.wan_dit import tiny
+from tests.parity.comparison import assert_close
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -94,9 +95,7 @@ def test_flow(case):
     result = jax.jit(_flow, static_argnums=0)(
         config, params, np.moveaxis(x, 1, -1), timestep, text, image
     )
-    scale = np.abs(expected).max()
-    error = np.abs(np.moveaxis(result, -1, 1) - expected).max()
-    assert error < 1e-4 * scale, error / scale
+    assert_close(np.moveaxis(result, -1, 1), expected)
     exported = to_torch(params, wan_dit.DIFFUSERS)
     assert exported.keys() == state.keys()
     for key, value in state.items():

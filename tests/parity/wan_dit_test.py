@@ -40,6 +40,7 @@ from fdjax_models.networks.wan_dit.image_conditioning import (
 from fdjax_models.networks.wan_dit.transformer import WanTransformerConfig
 from tests import golden
 from tests.networks.wan_dit import tiny
+from tests.parity.comparison import assert_close
 
 SCHEDULERS = {
     "flow_match": (FlowMatchSchedulerConfig, fm.FlowMatchSchedulerConfig),
@@ -309,5 +310,4 @@ def test_rollout(name, tmp_path):
         result = transformer.unpatchify(state.clean, cache)
         cache = finalize(params, cache, state, context)
         expected = np.stack(expected)
-        error = np.abs(np.moveaxis(result, -1, 2) - expected).max()
-        assert error < 1e-4 * np.abs(expected).max(), (chunk, error)
+        assert_close(np.moveaxis(result, -1, 2), expected)

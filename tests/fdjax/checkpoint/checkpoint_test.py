@@ -22,6 +22,7 @@ from fdjax.checkpoint import io as checkpoint_io
 from fdjax.checkpoint import store
 from fdjax.config import InstantiateConfig
 from fdjax.contract.component import ParametricComponent
+from tests import processes
 
 
 class Mlp(ParametricComponent):
@@ -270,12 +271,12 @@ checkpoint.save(sys.argv[1], params)
 
 def test_a_killed_save_leaves_no_checkpoint_and_can_be_repeated(tmp_path):
     path, flag = tmp_path / "run" / "p", tmp_path / "flag"
-    process = subprocess.Popen([sys.executable, "-c", _KILLED, path, flag])
-    while not flag.exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with processes.running([sys.executable, "-c", _KILLED, path, flag]) as process:
+        while not flag.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     assert not path.exists()
     assert len(os.listdir(path.parent)) == 1  # what the killed process could not remove
     params = make().init_params(jax.random.key(0))
@@ -403,10 +404,11 @@ def test_locks_exclude_other_processes(tmp_path):
         "import sys, pathlib; from fdjax.checkpoint import io as checkpoint_io\n"
         "with checkpoint_io.file_lock(pathlib.Path(sys.argv[1])): print('got it')"
     )
-    with checkpoint_io.file_lock(tmp_path / "lock"):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, tmp_path / "lock"], stdout=subprocess.PIPE
-        )
-        with pytest.raises(subprocess.TimeoutExpired):
+    command = [sys.executable, "-c", code, tmp_path / "lock"]
+    with processes.running(command, stdout=subprocess.PIPE) as process:
+        with (
+            checkpoint_io.file_lock(tmp_path / "lock"),
+            pytest.raises(subprocess.TimeoutExpired),
+        ):
             process.wait(3)
-    assert process.communicate(timeout=30)[0] == b"got it\n"
+        assert process.communicate(timeout=30)[0] == b"got it\n"

@@ -16,7 +16,7 @@ import pytest
 
 from fdjax.config import derive_config, from_json
 from fdjax.run import cli, media, registry
-from tests import tiny_runner
+from tests import processes, tiny_runner
 from tests.tiny_runner import CONFIG, TinyRunner
 
 
@@ -360,15 +360,16 @@ def process(tmp_path):
         "PYTHONPATH": os.pathsep.join([str(root), *sys.path]),
         "FDJAX_CACHE_DIR": str(tmp_path / "cache"),
     }
+    # The run's, which would come before the command's own.
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
 
     def start(*arguments, stdout=None):
-        return subprocess.Popen(
+        return processes.running(
             [sys.executable, "-m", "fdjax.run.cli", *arguments],
             env=environment,
             stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
-            process_group=0,
         )
 
     return start

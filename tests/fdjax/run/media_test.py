@@ -15,6 +15,7 @@ from PIL import Image
 from fdjax.run import media
 from fdjax.run import writer as video_writer
 from fdjax.run.writer import ArrayWriter, VideoWriter
+from tests import processes
 from tests.golden import fill_input
 
 
@@ -307,10 +308,11 @@ def test_ctrl_c_while_the_file_is_completed_waits_for_it(tmp_path, monkeypatch):
         finish(self)
 
     monkeypatch.setattr(VideoWriter, "_finish", interrupted_finish)
-    with pytest.raises(KeyboardInterrupt):
-        write(path, [moving_square(3)])
+    with processes.default_sigint():
+        with pytest.raises(KeyboardInterrupt):
+            write(path, [moving_square(3)])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert len(media.read_video(path)) == 3
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_no_chunks_make_no_file(tmp_path):

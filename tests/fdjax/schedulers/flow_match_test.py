@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fdjax import testing
 from fdjax.engine.diffusion import denoise, sample
 from fdjax.schedulers import FlowMatchScheduler, FlowMatchSchedulerConfig
 from tests.golden import fill_input
@@ -88,7 +89,9 @@ def test_golden_samples(name, expected):
     step_noise = renoising_draws(scheduler.num_draws - 1)
     noise = jnp.asarray(fill_input("noise", (4,)))
     clean = sample(scheduler, noise, predict_flow, draws=step_noise)
-    np.testing.assert_allclose(clean, expected, atol=3e-7)
+    testing.assert_close(
+        clean, expected, testing.tolerance(np.float32, scheduler.num_draws)
+    )
 
 
 def python_loop(scheduler, noise, step_noise):
@@ -114,9 +117,9 @@ def test_scan_equals_a_python_loop(name):
     solve = jax.jit(
         lambda *draws: sample(scheduler, draws[0], predict_flow, draws=draws[1])
     )
-    np.testing.assert_allclose(
-        solve(jnp.asarray(noise, jnp.float32), step_noise), expected, atol=2e-6
-    )
+    clean = solve(jnp.asarray(noise, jnp.float32), step_noise)
+    num_steps = scheduler.num_draws
+    testing.assert_close(clean, expected, testing.tolerance(np.float32, num_steps))
 
 
 def test_the_first_step_sees_the_noise_itself_whatever_its_sigma():
@@ -160,7 +163,7 @@ def test_a_linear_flow_returns_its_target():
     )
     noise = jnp.array([1.0, 2.0, 3.0])
     clean = sample(config.setup(), noise, lambda x, timestep: x - target)
-    np.testing.assert_allclose(clean, target, atol=1e-6)
+    testing.assert_close(clean, target, testing.tolerance(np.float32, 1))
 
 
 def test_raw_timestep_0_has_the_smallest_sigma():
@@ -209,7 +212,8 @@ def test_add_noise_snaps_to_the_training_table():
     clean, noise = (jnp.asarray(fill_input(key, (4,))) for key in ("noise", "eps1"))
     add_noise = jax.jit(scheduler.add_noise)
     expected = [-0.7156027, -0.7891045, -1.4614160, -1.0304966]
-    np.testing.assert_allclose(add_noise(clean, 128, noise), expected, atol=2e-7)
+    noisy = add_noise(clean, 128, noise)
+    testing.assert_close(noisy, expected, testing.tolerance(np.float32, 1))
     sigma = scheduler.training_sigmas[982]
     np.testing.assert_allclose(sigma, 0.1278863, rtol=1e-6)
     np.testing.assert_allclose(scheduler.training_timesteps[982], 127.886322, rtol=1e-7)
@@ -233,7 +237,7 @@ def test_draws_come_from_the_key_or_from_the_caller():
     with pytest.raises(ValueError, match=r"draws noise 3 times .* shape \(3, 3, 2\)"):
         sample(scheduler, noise, predict_flow)
     with pytest.raises(
-        ValueError, match=r"must have shape \(3, 3, 2\), got \(2, 3, 2\)"
+        ValueError, match=r"must have shape \(3, 3, 2\), .* got \(2, 3, 2\)"
     ):
         sample(scheduler, noise, predict_flow, draws=step_noise[:2])
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fdjax import testing
 from fdjax_convert.rules import rules
 from fdjax_convert.tables import taehv
 from fdjax_models.networks.taehv.decoder import TAEW2_1, TAEW2_2, TaehvDecoderConfig
@@ -48,6 +49,12 @@ def _stream(step, params, cache, x, sizes):
     return jnp.concatenate(outputs, axis=1)
 
 
+def assert_sums(actual, expected):
+    """Equal up to the order of sums: 9 pixels of two frames' 16 channels at most."""
+    length = 9 * 2 * 16
+    testing.assert_close(actual, expected, testing.tolerance(jnp.float32, length))
+
+
 def test_decoding_chunks_gives_the_whole_clip():
     decoder = SMALL.setup()
     decode = jax.jit(decoder.decode_unclamped)
@@ -57,7 +64,7 @@ def test_decoding_chunks_gives_the_whole_clip():
     chunks = _stream(decode, params, cache, latent, (1, 1, 3))
     assert whole.shape == (2, decoder.num_output_frames(5, first=True), 24, 16, 3)
     assert whole.shape[1] == 17
-    np.testing.assert_allclose(chunks, whole, atol=1e-5)
+    assert_sums(chunks, whole)
     # No frame sees a later latent, and every latent is seen.
     changed = latent.at[:, 3].add(1)
     difference = jnp.abs(decode(params, cache, changed)[1] - whole)
@@ -90,7 +97,7 @@ def test_encoding_chunks_gives_the_whole_clip():
     _, whole = encode(params, cache, video)
     chunks = _stream(encode, params, cache, video, (1, 8, 8))
     assert whole.shape == (2, 5, 3, 2, 4)
-    np.testing.assert_allclose(chunks, whole, atol=1e-5)
+    assert_sums(chunks, whole)
     # Causal: latent i sees no frame after 4 i, and does see frame 4 i.
     changed = video.at[:, 8].multiply(0.5)
     difference = jnp.abs(encode(params, cache, changed)[1] - whole)
@@ -109,7 +116,7 @@ def test_published_encoder_pads_at_the_end():
     assert latent.shape == (1, 2, 2, 2, 4)
     np.testing.assert_array_equal(latent, encode(params, cache, padded)[1])
     chunks = _stream(encode, params, cache, video, (4, 3))
-    np.testing.assert_allclose(chunks, latent, atol=1e-5)
+    assert_sums(chunks, latent)
 
 
 def test_output_of_the_reference():
@@ -132,9 +139,8 @@ def test_output_of_the_reference():
     expected = [1913.651929, 1913.651929]
     expected += [0.068087, 0.069230, 0.083253, 0.078780, 0.083421, 0, 0, 0.030221]
     assert video.shape == (1, 9, 24, 32, 3)
-    np.testing.assert_allclose(
-        golden.summary(np.moveaxis(video, -1, 2)), expected, rtol=1e-6, atol=2e-6
-    )
+    # Blocks see 9 pixels of this frame's and the last one's 32 channels.
+    golden.assert_summary(np.moveaxis(video, -1, 2), expected, length=9 * 2 * 32)
 
 
 def test_lighttae_works_in_the_scale_of_the_vae():
@@ -146,7 +152,7 @@ def test_lighttae_works_in_the_scale_of_the_vae():
     decode = jax.jit(plain.decode)
     _, actual = jax.jit(scaled.decode)(params, cache, latent)
     raw = denormalize(latent, WAN21_MEAN, WAN21_STD)
-    np.testing.assert_allclose(actual, decode(params, cache, raw)[1], atol=1e-6)
+    assert_sums(actual, decode(params, cache, raw)[1])
     assert jnp.abs(actual - decode(params, cache, latent)[1]).max() > 1e-3
 
 

@@ -82,7 +82,7 @@ def test_cache_is_steady_after_the_first_chunk():
     _, caches, _ = _rollout()
     chex.assert_trees_all_equal_shapes_and_dtypes(*caches[1:])
     assert jax.tree.structure(caches[0]) != jax.tree.structure(caches[1])
-    assert [int(cache.num_chunks) for cache in caches] == list(range(8))
+    assert [int(cache.num_chunks[0]) for cache in caches] == list(range(8))
 
 
 def test_parameters_are_those_of_the_vae(monkeypatch):
