@@ -76,11 +76,17 @@ def constrain(x: Array, axes: str) -> Array:
     """
     if len(axes) != x.ndim:
         raise ValueError(f"{axes!r} must have one letter for each axis of {x.shape}.")
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh is None or mesh.empty:
+    if not in_mesh():
         return x
+    mesh = jax.sharding.get_abstract_mesh()
     spec = _fit(tuple(LETTERS.get(letter) for letter in axes), x.shape, mesh.shape)
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def in_mesh() -> bool:
+    """Whether a mesh is in force (`jax.set_mesh`)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not (mesh is None or mesh.empty)
 
 
 def resolve(placement: Placement | None, shapes: PyTree, table: Table) -> PyTree | None:
