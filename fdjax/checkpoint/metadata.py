@@ -14,6 +14,7 @@ import numpy as np
 from flax import traverse_util
 
 from fdjax.axes import PyTree
+from fdjax.config import to_json
 from fdjax.contract.component import ParametricComponent
 
 _FORMAT = 1
@@ -69,7 +70,7 @@ class Metadata:
         """The text of `fdjax.json`."""
         tree = dataclasses.asdict(self) | {
             "format": _FORMAT,
-            "config_hash": config_hash(self),
+            "weights_hash": weights_hash(self),
             "dtype": self.dtype,
             "num_parameters": self.num_parameters,
             "fdjax": _version(),
@@ -89,7 +90,7 @@ class Metadata:
         return cls(**values)
 
 
-def config_hash(metadata: Metadata) -> str:
+def weights_hash(metadata: Metadata) -> str:
     """Identity of what parameters fit: sha256 of the architecture and all shapes."""
     content = [metadata.architecture, sorted(metadata.shapes.items())]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -105,9 +106,7 @@ def describe(
     """Metadata of a tree of arrays or of shapes."""
     flat = traverse_util.flatten_dict(params, sep="/")
     if config is not None and not isinstance(config, Mapping):
-        from fdjax import config as configs
-
-        config = json.loads(configs.to_json(config))
+        config = json.loads(to_json(config))
     return Metadata(
         architecture=architecture,
         config=config,
@@ -152,7 +151,7 @@ def check_fit(
         more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise ValueError(
             f"{path} holds {names[0] or 'parameters'} of another config (hash "
-            f"{config_hash(metadata)[:12]}, wanted {config_hash(wanted)[:12]}):"
+            f"{weights_hash(metadata)[:12]}, wanted {weights_hash(wanted)[:12]}):"
             f"{shown}{more}"
         )
 

@@ -25,8 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fdjax.axes import Array, Params
-from fdjax.checkpoint import files
-from fdjax.checkpoint import io as checkpoint_io
+from fdjax.checkpoint import address, files, safetensors_format
 from fdjax.config import config_hash
 from fdjax.contract.component import ParametricComponent
 from fdjax.contract.conditioner import Conditions
@@ -193,7 +192,7 @@ def _identity(encoder: ParametricComponent) -> Any:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name.endswith("_path") and value is not None:
-            stamps[field.name] = _stamp(files.local_path(value))
+            stamps[field.name] = _stamp(address.local_path(value))
     return {
         "format": _FORMAT,
         "fdjax": importlib.metadata.version("fdjax"),
@@ -202,9 +201,9 @@ def _identity(encoder: ParametricComponent) -> Any:
     }
 
 
-def _stamp(path: pathlib.Path) -> list:
+def _stamp(path: pathlib.Path | None) -> list:
     """Place, sizes and times of a local file or folder; empty for a remote one."""
-    if not path.exists():
+    if path is None or not path.exists():
         return []
     parts = sorted(path.iterdir()) if path.is_dir() else [path]
     stats = [(part.name, part.stat()) for part in parts]
@@ -238,7 +237,7 @@ def _write(path: pathlib.Path, entry: _Entry) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.atomic_output(path) as temporary:
-            checkpoint_io.write_safetensors(temporary, {_ROWS: stored}, metadata)
+            safetensors_format.write_safetensors(temporary, {_ROWS: stored}, metadata)
     except OSError as error:
         _log.warning("Conditions cannot be kept at %s: %s.", path, error)
 
@@ -248,8 +247,8 @@ def _read(path: pathlib.Path) -> _Entry | None:
     if not path.is_file():
         return None
     try:
-        stored = checkpoint_io.read_safetensors(path)[_ROWS]
-        metadata = checkpoint_io.read_safetensors_header(path)["__metadata__"]
+        tensors, metadata = safetensors_format.read_safetensors(path)
+        stored = tensors[_ROWS].read()
         if hashlib.sha256(stored.tobytes()).hexdigest() != metadata["sha256"]:
             raise ValueError("its values do not match their checksum")
         values = np.zeros(json.loads(metadata["shape"]), stored.dtype)

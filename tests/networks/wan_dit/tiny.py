@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from fdjax_convert.rules.rules import convert
+from fdjax_convert.rules import convert
 from fdjax_convert.tables import wan_dit
 from fdjax_models.networks.wan_dit.dit import WanDiTConfig
 from tests import golden

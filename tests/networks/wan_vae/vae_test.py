@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fdjax.nn.resample import depth_to_space, space_to_depth
-from fdjax_convert.rules import rules
+from fdjax_convert import rules
 from fdjax_convert.tables import wan_vae
 from fdjax_models.networks.wan_vae import vae
 from fdjax_models.networks.wan_vae.networks import WanVaeConfig

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from fdjax import InstantiateConfig, StreamingDecoder
@@ -22,9 +21,6 @@ class BlockDecoder(StreamingDecoder):
 
     def init_params(self, key):
         return {"gain": jnp.ones(3)}
-
-    def load_params(self):
-        return self.init_params(jax.random.key(0))
 
     def initialize_cache(self, params, batch_size, height, width):
         return ()

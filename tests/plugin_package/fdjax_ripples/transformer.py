@@ -42,9 +42,6 @@ class RippleTransformer(Transformer):
         zeros = jnp.zeros((1, 1, 1))
         return self.module.init(key, zeros, 1000.0, zeros, zeros, 0)["params"]
 
-    def load_params(self):
-        return self.init_params(jax.random.key(0))
-
     def initialize_cache(self, params, conditions, height, width):
         return RippleCache(
             previous=jnp.zeros((conditions.batch_size, height * width, 1)),
