@@ -23,7 +23,6 @@ _IGNORED_FIELDS = (
     "tokenizer_path",
     "dtype",
     "param_dtype",
-    "_class",
 )
 
 
@@ -33,7 +32,8 @@ class Metadata:
 
     Attributes:
         architecture: `ParametricComponent.architecture` of the component.
-        config: The component's config as the tree of its JSON; None if unknown.
+        config: The component's config as the tree of its JSON, without the names of
+            classes, so that moving a module breaks no checkpoint; None if unknown.
         shapes: Sizes by path.
         dtypes: Element types by path.
         source: Where converted parameters come from: file, sha256, layout, wrapper.
@@ -106,7 +106,7 @@ def describe(
     """Metadata of a tree of arrays or of shapes."""
     flat = traverse_util.flatten_dict(params, sep="/")
     if config is not None and not isinstance(config, Mapping):
-        config = json.loads(to_json(config))
+        config = _without_classes(json.loads(to_json(config)))
     return Metadata(
         architecture=architecture,
         config=config,
@@ -114,6 +114,14 @@ def describe(
         dtypes={path: str(np.dtype(leaf.dtype)) for path, leaf in flat.items()},
         source=dict(source or {}),
     )
+
+
+def _without_classes(tree: Any) -> Any:
+    if isinstance(tree, list):
+        return [_without_classes(item) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    return {k: _without_classes(v) for k, v in tree.items() if k != "_class"}
 
 
 def check_fit(

@@ -79,6 +79,13 @@ def test_round_trip(tmp_path, name, stored):
     path = tmp_path / "a" / name
     assert written == checkpoint.read_metadata(path)
     assert written.architecture == "mlp"
+    assert written.config == {
+        "checkpoint_path": None,
+        "width": 5,
+        "num_heads": 1,
+        "window": 7,
+        "dtype": stored,
+    }
     assert written.num_parameters == 4 * 5 + 5 + 5 * 3 + 3
     assert written.dtype == stored
     assert_same(checkpoint.restore(path), params)

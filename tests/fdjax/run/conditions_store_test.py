@@ -182,9 +182,7 @@ def test_random_weights_are_never_kept(loads, tmp_path):
 def test_small_encoders_are_not_kept(loads, tmp_path):
     encoder = LetterEncoderConfig().setup()
     for _ in range(2):
-        cached_encode(
-            encoder, _load(encoder), ["ab"], directory=tmp_path, keep_from=17
-        )
+        cached_encode(encoder, _load(encoder), ["ab"], directory=tmp_path, keep_from=17)
     assert len(loads) == 2
     assert not _entries(tmp_path)
 

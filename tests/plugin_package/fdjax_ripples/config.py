@@ -24,6 +24,5 @@ RUNNER_CONFIGS = {
         runner_name="ripples",
         description="Grey ripples that follow given levels, from another package.",
         pipeline=PIPELINE,
-        random_weights=True,  # nothing is trained: the initial values are the weights
     )
 }

@@ -37,5 +37,8 @@ class BlockDecoderConfig(InstantiateConfig):
 
     _target: type = BlockDecoder
 
+    checkpoint_path: str = "package://fdjax_ripples/decoder.safetensors"
+    """Weights, which ship in the package."""
+
     block: int = 4
     """Pixels per latent row and column."""

@@ -45,6 +45,9 @@ class RippleEncoderConfig(InstantiateConfig):
 
     _target: type = RippleEncoder
 
+    checkpoint_path: str = "package://fdjax_ripples/encoder.safetensors"
+    """Weights, which ship in the package."""
+
     num_ripples: int = 2
     """Ripples across the picture, at least 1."""
 

@@ -83,6 +83,9 @@ class RippleTransformerConfig(InstantiateConfig):
 
     _target: type = RippleTransformer
 
+    checkpoint_path: str = "package://fdjax_ripples/transformer.safetensors"
+    """Weights, which ship in the package."""
+
     inertia: float = 0.5
     """Weight of the chunk before, in [0, 1)."""
 
