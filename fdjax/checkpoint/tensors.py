@@ -121,8 +121,8 @@ def is_finite(array: np.ndarray) -> bool:
 
 
 def cast(array: np.ndarray, dtype: Any) -> np.ndarray:
-    """Casts floating values to `dtype`; integers and None as `dtype` change nothing."""
-    if dtype is None or not is_float(array.dtype) or array.dtype == np.dtype(dtype):
+    """Casts to `dtype`, where it is another; None changes nothing."""
+    if dtype is None or array.dtype == np.dtype(dtype):
         return array
     with np.errstate(over="ignore"):  # an overflow is reported by name: `is_finite`
         return array.astype(dtype)

@@ -346,6 +346,14 @@ def test_float_types():
 # --- on the device ----------------------------------------------------------------
 
 
+@pytest.fixture(params=["host", "device"])
+def where(request, monkeypatch):
+    """Where leaves are made: as if all were small, or none."""
+    monkeypatch.setattr(
+        placing, "_SMALL", {"host": 1 << 30, "device": 0}[request.param]
+    )
+
+
 def place(source, table, target):
     shardings = placement.leaf_shardings(target, None)
     return placing.place(Conversion(source, table, target), shardings)
@@ -353,7 +361,7 @@ def place(source, table, target):
 
 @pytest.mark.parametrize("wanted", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_what_is_placed_is_what_is_converted(dtype, wanted):
+def test_what_is_placed_is_what_is_converted(where, dtype, wanted):
     source, target = make_checkpoint(dtype), make_target()
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, wanted), target)
     placed = place(source, RULES, target)
@@ -366,14 +374,14 @@ def test_what_is_placed_is_what_is_converted(dtype, wanted):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int64, ml_dtypes.float8_e4m3fn])
-def test_other_types_are_placed_too(dtype):
+def test_other_types_are_placed_too(where, dtype):
     source = {"a": np.arange(6).reshape(2, 3).astype(dtype)}
     target = {"x": jax.ShapeDtypeStruct((3, 2), np.float32)}
     placed = place(source, (Rule("a", "x", transforms.LINEAR),), target)
     np.testing.assert_array_equal(placed["x"], np.arange(6.0).reshape(2, 3).T)
 
 
-def test_bad_values_are_named_after_all_are_placed():
+def test_bad_values_are_named_after_all_are_placed(where):
     source = make_checkpoint()
     source["blocks.0.norm.weight"][2] = np.nan
     source["blocks.1.up.weight"][0] = np.inf
@@ -390,7 +398,7 @@ def test_bad_values_are_named_after_all_are_placed():
     }
 
 
-def test_an_alias_is_compared_when_it_is_placed():
+def test_an_alias_is_compared_when_it_is_placed(where):
     source = make_checkpoint()
     source["tied.weight"] = source["embed.bias"] + 1
     with pytest.raises(ConversionError, match=r"tied\.weight: must equal embed\.bias"):
@@ -406,7 +414,9 @@ def test_an_alias_is_compared_when_it_is_placed():
         ((np.float16, np.float16), np.float16),
     ],
 )
-def test_a_group_of_several_types_is_joined_in_one_that_holds_all(dtypes, joined):
+def test_a_group_of_several_types_is_joined_in_one_that_holds_all(
+    where, dtypes, joined
+):
     values = np.array([[1.5, -0.25], [96.0, 0.0]])
     gate, up = (values.astype(dtype) for dtype in dtypes)
     table = (Rule(("a", "b"), "x", transforms.concatenate(2)),)
@@ -447,7 +457,7 @@ def make_heads(num_heads=2, head_dim=3, width=5):
 
 
 @pytest.mark.parametrize("get", [rules.convert, place])
-def test_heads_are_stacked_and_unstacked(get):
+def test_heads_are_stacked_and_unstacked(where, get):
     source, target = make_heads()
     order = (source, HEADS, target)
     found = get(*order)["layers_0"]["qkv"]

@@ -83,8 +83,7 @@ class Conversion:
     @property
     def source_bytes(self) -> int:
         """Size in bytes of the tensors that are used."""
-        keys = (key for step in self.steps for key in step.keys)
-        return sum(self.source[key].nbytes for key in keys)
+        return sum(map(self.num_bytes, self.steps))
 
     def lazy_leaves(self) -> dict[str, LazyTensor]:
         """The leaves by path, each made when it is read; call `finish` after that.
@@ -94,13 +93,12 @@ class Conversion:
         leaves = {}
         for step in self.steps:
             dtype = common_dtype(self.source[key].dtype for key in step.keys)
-            if self.dtype is not None and is_float(dtype):
-                dtype = self.dtype
+            wanted = self.dtype if is_float(dtype) else None
             for slot, path in enumerate(step.paths):
                 leaves[path] = LazyTensor(
                     tuple(self.targets[path].shape),
-                    dtype,
-                    functools.partial(self._make, step, slot),
+                    dtype if wanted is None else wanted,
+                    functools.partial(self._make, step, slot, wanted),
                     functools.partial(self.release, step),
                 )
         return leaves
@@ -127,12 +125,28 @@ class Conversion:
     def _leaves(self, step: Step, arrays: Sequence[np.ndarray]) -> tuple[Any, ...]:
         return matching.to_flax(step.rule, arrays, self.shapes_of(step))
 
-    def _make(self, step: Step, slot: int) -> np.ndarray:
-        array = self._leaves(step, self._read(step, self.problems))[slot]
-        narrow = cast(array, self.dtype)
-        if narrow is not array and is_finite(array) and not is_finite(narrow):
-            self.problems.add(step.keys[0], f"overflows in {self.dtype}")
-        return narrow
+    def make(self, step: Step, dtypes: Sequence[Any]) -> tuple[np.ndarray, ...]:
+        """The leaves of one step, on the host; what is wrong with them is noted.
+
+        Args:
+            step: One of `steps`.
+            dtypes: What to cast each leaf to; None keeps its type.
+        """
+        leaves = self._leaves(step, self._read(step, self.problems))
+        made = []
+        for leaf, dtype in zip(leaves, dtypes, strict=True):
+            narrow = cast(leaf, dtype)
+            if narrow is not leaf and is_finite(leaf) and not is_finite(narrow):
+                self.problems.add(step.keys[0], f"overflows in {np.dtype(dtype)}")
+            made.append(narrow)
+        return tuple(made)
+
+    def num_bytes(self, step: Step) -> int:
+        """Size of the tensors of one step."""
+        return sum(self.source[key].nbytes for key in step.keys)
+
+    def _make(self, step: Step, slot: int, dtype: Any) -> np.ndarray:
+        return self.make(step, [dtype] * len(step.paths))[slot]
 
     def _match(self, rules: Sequence[Rule], problems: Problems) -> None:
         """Finds the rule of every key and the key of every leaf."""

@@ -3,11 +3,12 @@
 The tensors of one leaf go to a device as they are in the file; there they are checked,
 turned and cast, and the result is spread as its sharding says. While one leaf is made,
 the next one is read, so that the host holds the tensors of two, and a device no more
-than that beside the params.
+than that beside the params. Small ones are made on the host, where nothing has to be
+compiled for their shapes.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +21,9 @@ from fdjax.checkpoint.tensors import is_float
 from fdjax_convert.rules import matching
 from fdjax_convert.rules.conversion import Conversion, Step
 from fdjax_convert.rules.transforms import Transform
+
+_SMALL = 1 << 20
+# Bytes. Compiling for one more shape takes longer than numpy for dozens of these.
 
 
 def place(
@@ -40,27 +44,43 @@ def place(
     """
     flat = traverse_util.flatten_dict(shardings, sep="/")
     leaves: dict[str, Array] = {}
-    flags: list[tuple[tuple[Array, ...], tuple[Array, ...]]] = []
+    checks: list[tuple[Step, Any, Any]] = []
 
     def complete(step: Step) -> None:
         jax.block_until_ready([leaves[path] for path in step.paths])
         conversion.release(step)
-        progress(sum(conversion.source[key].nbytes for key in step.keys))
+        progress(conversion.num_bytes(step))
 
     before = None
     for step in conversion.steps:
-        made, *checks = _make(conversion, step, flat[step.paths[0]])
-        for path, leaf in zip(step.paths, made, strict=True):
-            leaves[path] = placement.spread(leaf, flat[path])
-        flags.append((checks[0], checks[1]))
+        places = [flat[path] for path in step.paths]
+        if conversion.num_bytes(step) < _SMALL:
+            made = _make_on_host(conversion, step, places)
+        else:
+            made, finite, fits = _make(conversion, step, places[0])
+            checks.append((step, finite, fits))
+        spread = map(placement.spread, made, places)
+        leaves |= zip(step.paths, spread, strict=True)
         if before is not None:
             complete(before)
         before = step
     if before is not None:
         complete(before)
-    _report(conversion, jax.device_get(flags))
+    for step, finite, fits in checks:
+        _report(conversion, step, jax.device_get(finite), jax.device_get(fits))
     conversion.finish()
     return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def _make_on_host(
+    conversion: Conversion, step: Step, shardings: Sequence[jax.sharding.Sharding]
+) -> list[Array]:
+    made = conversion.make(step, _dtypes(conversion, step))
+    return list(map(placement.to_device, made, shardings))
+
+
+def _dtypes(conversion: Conversion, step: Step) -> tuple[Any, ...]:
+    return tuple(jnp.dtype(conversion.targets[path].dtype) for path in step.paths)
 
 
 def _make(conversion: Conversion, step: Step, sharding: jax.sharding.Sharding) -> Any:
@@ -71,7 +91,7 @@ def _make(conversion: Conversion, step: Step, sharding: jax.sharding.Sharding) -
         transform=step.rule.transform,
         one=isinstance(step.rule.source, str),
         shapes=conversion.shapes_of(step),
-        dtypes=tuple(jnp.dtype(conversion.targets[path].dtype) for path in step.paths),
+        dtypes=_dtypes(conversion, step),
     )
 
 
@@ -108,13 +128,14 @@ def _is_finite(array: Array) -> Array:
     return jnp.isfinite(array).all()
 
 
-def _report(conversion: Conversion, flags: list[Any]) -> None:
+def _report(
+    conversion: Conversion, step: Step, finite: Sequence[Any], fits: Sequence[Any]
+) -> None:
     """Notes which tensors hold what they must not."""
-    for step, (finite, fits) in zip(conversion.steps, flags, strict=True):
-        for key, good in zip(step.keys, finite, strict=True):
-            if not good:
-                conversion.problems.add(key, "holds NaN or infinite values")
-        for path, good in zip(step.paths, fits, strict=True):
-            if not good and all(finite):
-                dtype = conversion.targets[path].dtype
-                conversion.problems.add(step.keys[0], f"overflows in {dtype}")
+    for key, good in zip(step.keys, finite, strict=True):
+        if not good:
+            conversion.problems.add(key, "holds NaN or infinite values")
+    for path, good in zip(step.paths, fits, strict=True):
+        if not good and all(finite):
+            dtype = conversion.targets[path].dtype
+            conversion.problems.add(step.keys[0], f"overflows in {dtype}")
