@@ -18,10 +18,12 @@ import pytest
 import safetensors.numpy
 
 from fdjax import checkpoint
-from fdjax.checkpoint import files, load, orbax_format
+from fdjax.checkpoint import files, load, orbax_format, placement
 from fdjax.checkpoint.tensors import LazyTensor
 from fdjax.config import InstantiateConfig
 from fdjax.contract.component import ParametricComponent
+from tests import tiny
+from tests.convert import servers
 
 
 class Mlp(ParametricComponent):
@@ -420,3 +422,59 @@ def test_locks_exclude_other_processes(tmp_path):
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(3)
     assert process.communicate(timeout=30)[0] == b"got it\n"
+
+
+def test_our_own_files_need_no_converter_wherever_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(load, "_converters", lambda: [])
+    monkeypatch.setenv("FDJAX_CACHE_DIR", str(tmp_path / "cache"))
+    params = make().init_params(jax.random.key(0))
+    checkpoint.save(tmp_path / "p.safetensors", params, component=make())
+    with servers.serve() as server:
+        server.files["p.safetensors"] = (tmp_path / "p.safetensors").read_bytes()
+        component = make(checkpoint_path=f"{server.url}/p.safetensors")
+        assert_same(checkpoint.load_params(component), params)
+
+
+class Wrapped(Mlp):
+    """Has its parameters from another component."""
+
+    @property
+    def params_owner(self):
+        return make(checkpoint_path=self.config.path)
+
+    def check_files(self):
+        raise AssertionError("the owner's files count")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WrappedConfig(InstantiateConfig):
+    _target: type = Wrapped
+    path: str
+
+
+def test_a_component_may_wrap_the_one_that_owns_the_parameters(tmp_path):
+    params = make().init_params(jax.random.key(0))
+    checkpoint.save(tmp_path / "p", params, component=make())
+    wrapped = WrappedConfig(path=str(tmp_path / "p")).setup()
+    assert wrapped.checkpoint_path == str(tmp_path / "p")
+    assert_same(checkpoint.load_params(wrapped), params)
+
+
+def test_a_pipeline_places_its_parts(monkeypatch):
+    asked = {}
+
+    def load_params(component, *, sharding=None):
+        asked[component] = sharding
+        return {}
+
+    monkeypatch.setattr(checkpoint, "load_params", load_params)
+    pipeline = tiny.CONFIG.setup()
+    one = placement.default_sharding()
+    parts = {"transformer": {"w": one}, "decoder": one}
+    assert set(pipeline.load_params(sharding=parts)) == set(pipeline.components)
+    for name, component in pipeline.components.items():
+        assert asked[component] is parts.get(name)
+    pipeline.load_params(only=["transformer"], sharding=one)
+    assert asked[pipeline.components["transformer"]] is one
+    with pytest.raises(ValueError, match=r"sharding names \['vae'\]; there are"):
+        pipeline.load_params(sharding={"vae": one})
