@@ -125,10 +125,10 @@ def _run(arguments: list[str], values: flags.FlagValues) -> int:
         expected = "no argument" if values.inspect else "SOURCE and DESTINATION"
         raise ValueError(f"expected {expected}, got {positional}; see {_NAME} --help")
     if values.inspect:
-        from fdjax.checkpoint import download
+        from fdjax.checkpoint.fetch import fetch
         from fdjax_convert import inspect
 
-        path = download.fetch(values.inspect, flag="--inspect")
+        path = fetch(values.inspect, flag="--inspect")
         print(inspect.inspect(path, values.wrapper))
     elif values.to_torch:
         _to_torch(positional[0], positional[1], values)
@@ -197,6 +197,10 @@ def _on_the_host() -> Iterator[None]:
     """Keeps JAX off accelerators: converting needs none, and they may be in use."""
     import jax
 
-    if getattr(jax.config, "jax_platforms", None) is None:
+    before = getattr(jax.config, "jax_platforms", None)
+    if before is None:
         jax.config.update("jax_platforms", "cpu")
-    yield
+    try:
+        yield
+    finally:
+        jax.config.update("jax_platforms", before)

@@ -1,50 +1,48 @@
-"""Turns published checkpoints into fdjax's own format, once, and keeps the result.
-
-    FDJAX_CACHE_DIR/checkpoints/<file>-<architecture>-<key>/
-
-The key stands for the file (path, size, time), the shapes that are filled and the
-table of rules, so that a changed file or table is converted anew.
-"""
+"""Published checkpoints: onto the devices, to fdjax's own format, and back."""
 
 import concurrent.futures
 import hashlib
-import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import logging
 from flax import traverse_util
 
 from fdjax import checkpoint as checkpoints
 from fdjax.axes import Params
-from fdjax.checkpoint import download, files
-from fdjax.checkpoint import io as checkpoint_io
-from fdjax.checkpoint.io import LazyArray
+from fdjax.checkpoint import files, placement
+from fdjax.checkpoint.errors import CheckpointError
+from fdjax.checkpoint.fetch import check_sha256, fetch
+from fdjax.checkpoint.placement import Placement
+from fdjax.checkpoint.tensors import LazyTensor, contiguous
 from fdjax.contract.component import ParametricComponent
 from fdjax_convert import recognise
 from fdjax_convert.formats import readers, writers
 from fdjax_convert.formats.readers import Checkpoint
-from fdjax_convert.formats.tensors import LazyTensor, contiguous
 from fdjax_convert.methods import Candidate
-from fdjax_convert.rules.problems import CheckpointError, ConversionError
-from fdjax_convert.rules.rules import Conversion, Layout, export
+from fdjax_convert.rules import placing
+from fdjax_convert.rules.conversion import Conversion
+from fdjax_convert.rules.export import export
+from fdjax_convert.rules.problems import ConversionError
+from fdjax_convert.rules.rules import Layout
 from fdjax_convert.tables import layouts
 
 
 def load_params(
-    component: ParametricComponent, source: str, *, sharding: Any = None
+    component: ParametricComponent, source: str, *, sharding: Placement = None
 ) -> Params | None:
     """Parameters of a published checkpoint; the entry point of this package.
 
+    Tensor by tensor they are read, placed, turned and cast; nothing is written.
+
     Args:
         component: What has to be filled.
-        source: A local path, an address or a Hugging Face name: `download.fetch`.
-        sharding: See `fdjax.checkpoint.restore`.
+        source: An address: see `fdjax.checkpoint.address`.
+        sharding: See `fdjax.checkpoint.load_params`.
 
     Returns:
-        Params on the devices; None if the architecture is not known here.
+        Params on the devices, in the dtypes of the component; None if the architecture
+        is not known here.
 
     Raises:
         FileNotFoundError: The checkpoint cannot be found or fetched.
@@ -53,18 +51,26 @@ def load_params(
     if not layouts.layouts(component.architecture):
         return None
     flag = f"checkpoint_path of {type(component.config).__name__}"
-    path = download.fetch(source, flag=flag)
+    path = fetch(source, flag=flag)
     if checkpoints.read_metadata(path) is not None:
         return checkpoints.restore(path, component=component, sharding=sharding)
+    shapes = checkpoints.param_shapes(component)
+    shardings = placement.leaf_shardings(shapes, sharding)
     opened = recognise.find(path, component.architecture)
     layout, conversion = recognise.match(opened, component)
-    directory = _cached(opened, component, layout)
-    with checkpoint_io.file_lock(directory.with_name(directory.name + ".lock")):
-        if not checkpoints.is_intact(directory):
-            shutil.rmtree(directory, ignore_errors=True)
-            logging.info("Converting %s to %s, this once.", opened.path, directory)
-            write(opened, layout, conversion, directory, component)
-    return checkpoints.restore(directory, component=component, sharding=sharding)
+    title = recognise.describe(layout, opened.tensors)
+    try:
+        with _progress_bar(title, conversion.source_bytes) as bar:
+            return placing.place(conversion, shardings, bar.update)
+    except ConversionError as error:
+        told = f"{opened.path} cannot be used"
+        raise ConversionError(error.problems, told) from None
+
+
+def _progress_bar(title: str, num_bytes: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(desc=title, total=num_bytes, unit="B", unit_scale=True, disable=None)
 
 
 def convert(
@@ -80,7 +86,7 @@ def convert(
     """Converts a published checkpoint to a directory of fdjax's own format.
 
     Args:
-        source: A local path, an address or a Hugging Face name: `download.fetch`.
+        source: An address: see `fdjax.checkpoint.address`.
         destination: Directory to make.
         components: What may be filled; the first that fits is.
         layout: Name of the key layout; None detects it.
@@ -93,7 +99,7 @@ def convert(
         ValueError: It cannot be read, or fits no component: says what it is.
         OSError: The disk is full; nothing is kept.
     """
-    path = download.fetch(source, flag="SOURCE")
+    path = fetch(source, flag="SOURCE")
     if checkpoints.read_metadata(path) is not None:
         raise ValueError(f"{path} is a checkpoint of fdjax already")
     kinds = {candidate.component.architecture for candidate in components}
@@ -160,8 +166,6 @@ def write_torch(
     Raises:
         ValueError: The source is no checkpoint of fdjax, or has no such layout.
     """
-    from tqdm import tqdm
-
     metadata, params = checkpoints.open_lazily(source)
     known = layouts.layouts(metadata.architecture)
     wanted = layout or metadata.source.get("layout")
@@ -174,12 +178,10 @@ def write_torch(
         )
     tensors = export(params, table.rules)
     size = sum(tensor.nbytes for tensor in tensors.values())
-    checkpoint_io.check_free_space(destination.absolute(), size)
+    files.check_free_space(destination.absolute(), size)
     with (
-        tqdm(
-            desc="to torch", total=size, unit="B", unit_scale=True, disable=None
-        ) as bar,
-        checkpoint_io.explain_full_disk(destination),
+        _progress_bar("to torch", size) as bar,
+        files.explain_full_disk(destination),
     ):
         writers.write_checkpoint(
             destination,
@@ -189,34 +191,6 @@ def write_torch(
             progress=bar.update,
         )
     return size, f"{recognise.describe(table, tensors)}, {table.name} layout"
-
-
-def _cached(opened: Checkpoint, component: ParametricComponent, layout: Layout) -> Path:
-    """Where the converted parameters are kept."""
-    shapes = traverse_util.flatten_dict(checkpoints.param_shapes(component), sep="/")
-    fields = component.weight_fields
-    content = [
-        [[str(file.resolve()), *_stamp(file)] for file in opened.files],
-        component.architecture,
-        sorted((path, list(leaf.shape)) for path, leaf in shapes.items()),
-        [repr(_field(component.config, name)) for name in fields],
-        repr(layout.rules),
-    ]
-    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-    stem = opened.path.name.partition(".")[0]
-    name = f"{stem}-{component.architecture}-{key}"
-    return files.cache_dir() / "checkpoints" / name
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-def _field(config: Any, path: str) -> Any:
-    for name in path.split("."):
-        config = getattr(config, name)
-    return config
 
 
 def write(
@@ -238,14 +212,12 @@ def write(
         CheckpointError: A file does not have the checksum that its origin states.
         OSError: The disk is full; nothing is kept.
     """
-    from tqdm import tqdm
-
     leaves = conversion.lazy_leaves()
     total = sum(leaf.nbytes for leaf in leaves.values())
     title = recognise.describe(layout, opened.tensors)
     with (
         concurrent.futures.ThreadPoolExecutor(1) as hashing,
-        tqdm(desc=title, total=total, unit="B", unit_scale=True, disable=None) as bar,
+        _progress_bar(title, total) as bar,
     ):
         sums = hashing.submit(_checksums, opened.files)
 
@@ -272,25 +244,17 @@ def write(
         )
 
 
-def _with_progress(leaf: LazyTensor, bar: Any) -> LazyArray:
+def _with_progress(leaf: LazyTensor, bar: Any) -> LazyTensor:
     def release() -> None:
         leaf.release()
         bar.update(leaf.nbytes)
 
-    return LazyArray(leaf.shape, leaf.dtype, lambda: contiguous(leaf.read()), release)
+    return LazyTensor(leaf.shape, leaf.dtype, lambda: contiguous(leaf.read()), release)
 
 
 def _checksums(paths: tuple[Path, ...]) -> dict[str, Any]:
     """sha256 of the files; checked where their origin states it."""
-    sums = {}
-    for path in paths:
-        found = sums[path.name] = download.sha256(path)
-        stated = download.known_sha256(path)
-        if stated is not None and stated != found:
-            raise CheckpointError(
-                f"{path} is corrupt: its sha256 must be {stated}, is {found}; delete "
-                f"{path.resolve()} and fetch it again"
-            )
+    sums = {path.name: check_sha256(path) for path in paths}
     if len(sums) == 1:
         return {"sha256": next(iter(sums.values()))}
     joined = "".join(f"{value}  {name}\n" for name, value in sorted(sums.items()))

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fdjax import checkpoint as checkpoints
+from fdjax.checkpoint.tensors import LazyTensor
 from fdjax_convert import recognise
 from fdjax_convert.formats import readers
 from fdjax_convert.formats.readers import Checkpoint
-from fdjax_convert.formats.tensors import LazyTensor
 from fdjax_convert.rules.problems import summarize
 from fdjax_convert.rules.rules import Layout
 from fdjax_convert.tables import layouts
@@ -47,7 +47,7 @@ def _own(path: Path, metadata: checkpoints.Metadata) -> str:
             len(metadata.shapes), metadata.num_parameters, metadata.num_bytes
         ),
         "types": metadata.dtype,
-        "config": f"hash {checkpoints.config_hash(metadata)[:12]}",
+        "config": f"hash {checkpoints.weights_hash(metadata)[:12]}",
     }
     if source:
         lines["converted from"] = f"{source.get('path')}, {source.get('layout')} layout"

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from fdjax import checkpoint as checkpoints
+from fdjax.checkpoint.errors import CheckpointError
+from fdjax.checkpoint.tensors import LazyTensor
 from fdjax.contract.component import ParametricComponent
 from fdjax_convert.formats import readers
 from fdjax_convert.formats.readers import Checkpoint
-from fdjax_convert.formats.tensors import LazyTensor
-from fdjax_convert.rules.problems import CheckpointError, ConversionError, summarize
-from fdjax_convert.rules.rules import Conversion, Drop, Layout, export
+from fdjax_convert.rules.conversion import Conversion
+from fdjax_convert.rules.export import export
+from fdjax_convert.rules.problems import ConversionError, summarize
+from fdjax_convert.rules.rules import Drop, Layout
 from fdjax_convert.tables import layouts
 
 _LEAST_SHARE = 0.5  # of the keys: below that, a table is not the one that was meant

@@ -1,9 +1,9 @@
 """Parameters on disk: found, fetched, restored, saved."""
 
-from fdjax.checkpoint.metadata import Metadata, check_fit, config_hash, describe
+from fdjax.checkpoint.load import load_params
+from fdjax.checkpoint.metadata import Metadata, check_fit, describe, weights_hash
 from fdjax.checkpoint.store import (
     is_intact,
-    load_params,
     open_lazily,
     param_shapes,
     read_metadata,
@@ -14,7 +14,6 @@ from fdjax.checkpoint.store import (
 __all__ = [
     "Metadata",
     "check_fit",
-    "config_hash",
     "describe",
     "is_intact",
     "load_params",
@@ -23,4 +22,5 @@ __all__ = [
     "read_metadata",
     "restore",
     "save",
+    "weights_hash",
 ]

@@ -1,16 +1,23 @@
-"""Prompts and downloads in; outputs that appear whole or not at all."""
+"""Outputs that appear whole or not at all, locks, full disks, and prompt files."""
 
 import contextlib
-import importlib.util
+import errno
 import os
 import pathlib
+import shutil
+import socket
 import tempfile
-import urllib.error
-import urllib.parse
-import urllib.request
+import threading
+import time
 from collections.abc import Iterator
 
-_TIMEOUT = 30.0  # seconds that a download may stand still
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: no lock between processes
+    fcntl = None  # type: ignore[assignment]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_SIGNS = ("no space left on device", "disk quota exceeded", "file too large")
 
 
 def cache_dir() -> pathlib.Path:
@@ -89,86 +96,113 @@ def write_text(path: pathlib.Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def local_path(source: str | os.PathLike) -> pathlib.Path:
-    """The path that a config names: a file, or `package://module/path/of/file`.
-
-    The second form is data inside an installed package; a config that uses it is the
-    same wherever that package is installed.
-
-    Raises:
-        FileNotFoundError: The package is not installed.
-    """
-    text = os.fspath(source)
-    if not text.startswith("package://"):
-        return pathlib.Path(text).expanduser()
-    module, _, name = text.removeprefix("package://").partition("/")
-    try:
-        found = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        found = None
-    if found is None or not found.submodule_search_locations:
-        raise FileNotFoundError(f"{text}: no package {module!r} is installed.")
-    return pathlib.Path(found.submodule_search_locations[0]) / name
+def file_lengths(directory: pathlib.Path) -> dict[str, int]:
+    """Length in bytes of every file under `directory`, by its path inside."""
+    return {
+        file.relative_to(directory).as_posix(): file.stat().st_size
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
+    }
 
 
-def resolve_input(value: str | os.PathLike) -> pathlib.Path:
-    """The local file of a path, an http(s) URL or `hf://owner/repo/path/of/file`.
+@contextlib.contextmanager
+def atomic_directory(
+    path: pathlib.Path, *, overwrite: bool = False
+) -> Iterator[pathlib.Path]:
+    """Gives an empty directory beside `path`, renamed to `path` on success.
 
-    What is remote is downloaded once: into fdjax's cache, or Hugging Face's.
+    A failure removes it. What a killed process left behind is removed by the next
+    write to the same path.
 
     Raises:
-        FileNotFoundError: A path does not exist, or a URL cannot be fetched.
+        FileExistsError: `path` exists and `overwrite` is off.
     """
-    url = urllib.parse.urlsplit(os.fspath(value))
-    if url.scheme == "hf":
-        return _from_hub(os.fspath(value))
-    if url.scheme in ("http", "https"):
-        name = pathlib.PurePosixPath(urllib.parse.unquote(url.path)).name
-        folder = cache_dir() / "inputs" / url.netloc.replace(":", "_")
-        return download(os.fspath(value), folder / (name or "downloaded_file.bin"))
-    path = pathlib.Path(value).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(f"input file {path} does not exist.")
-    if path.is_dir():
-        raise FileNotFoundError(f"input file {path} is a directory.")
-    return path
-
-
-def _from_hub(url: str) -> pathlib.Path:
-    import huggingface_hub
-
-    owner, _, rest = url.removeprefix("hf://").partition("/")
-    repository, _, name = rest.partition("/")
-    if not (owner and repository and name):
-        raise FileNotFoundError(f"{url} must be hf://owner/repository/path/of/file.")
-    try:
-        local = huggingface_hub.hf_hub_download(f"{owner}/{repository}", name)
-    except (OSError, ValueError) as error:  # what the package raises derives from them
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise FileNotFoundError(
-            f"{url} cannot be downloaded: {reason}. With the file at hand, give its "
-            f"path instead; it is {name} of https://huggingface.co/{owner}/{repository}."
-        ) from None
-    return pathlib.Path(local)
-
-
-def download(url: str, path: pathlib.Path) -> pathlib.Path:
-    """Fetches a URL to a file that is not there yet; returns its path.
-
-    Raises:
-        FileNotFoundError: It cannot be fetched; nothing is left behind.
-    """
-    if path.exists():
-        return path
+    path = path.absolute()
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; remove it or choose another path.")
     path.parent.mkdir(parents=True, exist_ok=True)
+    host = socket.gethostname()
+    prefix = f".{path.name}.partial-{host}-"
+    for stale in path.parent.glob(f".{path.name}.partial-*"):
+        process = stale.name.removeprefix(prefix).partition("-")[0]
+        if stale.name.startswith(prefix) and not _is_alive(process):
+            shutil.rmtree(stale, ignore_errors=True)
+    partial = path.with_name(f"{prefix}{os.getpid()}-{threading.get_ident()}")
+    partial.mkdir()
     try:
-        with (
-            atomic_output(path) as temporary,
-            urllib.request.urlopen(url, timeout=_TIMEOUT) as response,
-            temporary.open("wb") as file,
-        ):
-            while block := response.read(1 << 20):
-                file.write(block)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        raise FileNotFoundError(f"{url} cannot be downloaded: {error}.") from None
-    return path
+        yield partial
+        replaced = path.with_name(partial.name + "-replaced")
+        if overwrite and path.exists():
+            path.rename(replaced)
+        partial.rename(path)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        _remove_tree(partial)
+
+
+def _remove_tree(path: pathlib.Path) -> None:
+    """Removes a directory, in which threads of a failed save may still write."""
+    absent = not path.exists()
+    for _ in range(0 if absent else 40):
+        shutil.rmtree(path, ignore_errors=True)
+        time.sleep(0.05)
+        if absent and not path.exists():
+            return
+        absent = not path.exists()
+
+
+@contextlib.contextmanager
+def file_lock(path: pathlib.Path) -> Iterator[None]:
+    """Holds a lock that other processes wait for; the file stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def check_free_space(path: pathlib.Path, num_bytes: int) -> None:
+    """Checks that the disk of `path` has room for `num_bytes`.
+
+    Raises:
+        OSError: It has not; names the disk, what is needed and what is free.
+    """
+    while not path.exists():
+        path = path.parent
+    free = shutil.disk_usage(path).free
+    if free < num_bytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"the disk of {path} is too full: {num_bytes / 1e9:.2f} GB are needed, "
+            f"{free / 1e9:.2f} GB are free; make room, or choose another place",
+        )
+
+
+@contextlib.contextmanager
+def explain_full_disk(path: pathlib.Path) -> Iterator[None]:
+    """Turns the many errors of a full disk into one OSError that says so."""
+    try:
+        yield
+    except Exception as error:
+        text = f"{error}".lower()
+        full = isinstance(error, OSError) and error.errno in _FULL
+        if full or any(sign in text for sign in _FULL_SIGNS):
+            raise OSError(
+                errno.ENOSPC,
+                f"the disk filled up while {path} was written, nothing of it was kept; "
+                "make room, or choose another place",
+            ) from error
+        raise
+
+
+def _is_alive(process: str) -> bool:
+    """Whether a process id, written in decimal, is running on this host."""
+    if not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True

@@ -14,6 +14,7 @@ import numpy as np
 from flax import traverse_util
 
 from fdjax.axes import PyTree
+from fdjax.config import to_json
 from fdjax.contract.component import ParametricComponent
 
 _FORMAT = 1
@@ -22,7 +23,6 @@ _IGNORED_FIELDS = (
     "tokenizer_path",
     "dtype",
     "param_dtype",
-    "_class",
 )
 
 
@@ -32,7 +32,8 @@ class Metadata:
 
     Attributes:
         architecture: `ParametricComponent.architecture` of the component.
-        config: The component's config as the tree of its JSON; None if unknown.
+        config: The component's config as the tree of its JSON, without the names of
+            classes, so that moving a module breaks no checkpoint; None if unknown.
         shapes: Sizes by path.
         dtypes: Element types by path.
         source: Where converted parameters come from: file, sha256, layout, wrapper.
@@ -69,7 +70,7 @@ class Metadata:
         """The text of `fdjax.json`."""
         tree = dataclasses.asdict(self) | {
             "format": _FORMAT,
-            "config_hash": config_hash(self),
+            "weights_hash": weights_hash(self),
             "dtype": self.dtype,
             "num_parameters": self.num_parameters,
             "fdjax": _version(),
@@ -89,7 +90,7 @@ class Metadata:
         return cls(**values)
 
 
-def config_hash(metadata: Metadata) -> str:
+def weights_hash(metadata: Metadata) -> str:
     """Identity of what parameters fit: sha256 of the architecture and all shapes."""
     content = [metadata.architecture, sorted(metadata.shapes.items())]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -105,9 +106,7 @@ def describe(
     """Metadata of a tree of arrays or of shapes."""
     flat = traverse_util.flatten_dict(params, sep="/")
     if config is not None and not isinstance(config, Mapping):
-        from fdjax import config as configs
-
-        config = json.loads(configs.to_json(config))
+        config = _without_classes(json.loads(to_json(config)))
     return Metadata(
         architecture=architecture,
         config=config,
@@ -115,6 +114,14 @@ def describe(
         dtypes={path: str(np.dtype(leaf.dtype)) for path, leaf in flat.items()},
         source=dict(source or {}),
     )
+
+
+def _without_classes(tree: Any) -> Any:
+    if isinstance(tree, list):
+        return [_without_classes(item) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    return {k: _without_classes(v) for k, v in tree.items() if k != "_class"}
 
 
 def check_fit(
@@ -152,7 +159,7 @@ def check_fit(
         more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise ValueError(
             f"{path} holds {names[0] or 'parameters'} of another config (hash "
-            f"{config_hash(metadata)[:12]}, wanted {config_hash(wanted)[:12]}):"
+            f"{weights_hash(metadata)[:12]}, wanted {weights_hash(wanted)[:12]}):"
             f"{shown}{more}"
         )
 

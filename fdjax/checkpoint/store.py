@@ -1,17 +1,14 @@
-"""Saves, restores and finds the parameters of components.
+"""Saves and restores the parameters of components.
 
 fdjax's own formats are a directory, `fdjax.json` beside an orbax tree `params/`, and a
 safetensors file whose keys are paths such as `blocks_0/ffn/fc1/kernel`. Anything else
-is a published checkpoint: a converter, found through the entry-point group
-`fdjax.checkpoint_converters`, turns it into fdjax's format once and keeps the result.
+is a published checkpoint: see `load`.
 """
 
 import dataclasses
 import functools
-import importlib.metadata
 import os
 import pathlib
-import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,30 +16,12 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-import fdjax
-from fdjax.axes import Params, PyTree
-from fdjax.checkpoint import files
-from fdjax.checkpoint import io as checkpoint_io
-from fdjax.checkpoint.metadata import Metadata, check_fit, config_hash, describe
+from fdjax.axes import Array, Params, PyTree
+from fdjax.checkpoint import files, orbax_format, placement, safetensors_format
+from fdjax.checkpoint.metadata import Metadata, check_fit, describe
+from fdjax.checkpoint.placement import Placement
+from fdjax.checkpoint.tensors import LazyTensor, as_lazy
 from fdjax.contract.component import ParametricComponent
-
-__all__ = [
-    "Metadata",
-    "check_fit",
-    "config_hash",
-    "describe",
-    "is_intact",
-    "load_params",
-    "open_lazily",
-    "param_shapes",
-    "read_metadata",
-    "restore",
-    "save",
-]
-
-CONVERTERS = "fdjax.checkpoint_converters"
-"""Entry-point group. An entry is called as `converter(component, source, sharding=…)`
-and returns params, or None if it does not know the component's architecture."""
 
 _METADATA = "fdjax.json"
 _PARAMS = "params"
@@ -62,8 +41,8 @@ def save(
 
     Args:
         path: A directory to make (orbax), or a file that ends in `.safetensors`.
-        params: Nested dict of arrays, or of `checkpoint_io.LazyArray`s, which are made
-            one after the other.
+        params: Nested dict of arrays, or of `LazyTensor`s, which are made one after the
+            other.
         component: Gives architecture and config.
         architecture: Which network it is, without a component.
         config: Its config, or the JSON tree of one.
@@ -79,19 +58,19 @@ def save(
     if component is not None:
         architecture, config = component.architecture, component.config
     metadata = describe(params, architecture=architecture, config=config)
-    checkpoint_io.check_free_space(path, metadata.num_bytes)
+    files.check_free_space(path, metadata.num_bytes)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; remove it or choose another path.")
-    with checkpoint_io.explain_full_disk(path):
+    with files.explain_full_disk(path):
         if path.suffix == ".safetensors":
             metadata = _save_file(path, params, metadata, source)
         else:
-            with checkpoint_io.atomic_directory(path, overwrite=overwrite) as partial:
-                checkpoint_io.write_orbax(partial / _PARAMS, params)
+            with files.atomic_directory(path, overwrite=overwrite) as partial:
+                orbax_format.write_orbax(partial / _PARAMS, params)
                 metadata = dataclasses.replace(
                     metadata,
                     source=dict((source() if callable(source) else source) or {}),
-                    files=checkpoint_io.file_lengths(partial),
+                    files=files.file_lengths(partial),
                 )
                 (partial / _METADATA).write_text(metadata.to_json(), encoding="utf-8")
     return metadata
@@ -101,19 +80,14 @@ def _save_file(
     path: pathlib.Path, params: PyTree, metadata: Metadata, source: Any
 ) -> Metadata:
     flat = traverse_util.flatten_dict(params, sep="/")
-    arrays = {
-        name: leaf.read() if isinstance(leaf, checkpoint_io.LazyArray) else leaf
-        for name, leaf in flat.items()
-    }
-    metadata = dataclasses.replace(
-        metadata, source=dict((source() if callable(source) else source) or {})
-    )
+    if callable(source):  # it speaks when all is read, and stands before the values
+        flat = {name: as_lazy(as_lazy(leaf).read()) for name, leaf in flat.items()}
+        source = source()
+    metadata = dataclasses.replace(metadata, source=dict(source or {}))
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic_output(path) as temporary:
-        checkpoint_io.write_safetensors(
-            temporary,
-            {name: np.asarray(array) for name, array in arrays.items()},
-            {"format": "fdjax", "fdjax": metadata.to_json()},
+        safetensors_format.write_safetensors(
+            temporary, flat, {"format": "fdjax", "fdjax": metadata.to_json()}
         )
     return metadata
 
@@ -136,7 +110,7 @@ def read_metadata(path: str | os.PathLike) -> Metadata | None:
 
 
 def _read_file_metadata(path: pathlib.Path) -> Metadata | None:
-    header = checkpoint_io.read_safetensors_header(path)
+    header = safetensors_format.read_safetensors_header(path)
     stored = header.pop("__metadata__", {})
     if "fdjax" in stored:
         return Metadata.from_json(stored["fdjax"])
@@ -147,7 +121,7 @@ def _read_file_metadata(path: pathlib.Path) -> Metadata | None:
         architecture="",
         shapes={name: tuple(entry["shape"]) for name, entry in header.items()},
         dtypes={
-            name: checkpoint_io.dtype_name(entry["dtype"])
+            name: str(safetensors_format.DTYPES.get(entry["dtype"], entry["dtype"]))
             for name, entry in header.items()
         },
     )
@@ -159,7 +133,7 @@ def restore(
     *,
     component: ParametricComponent | None = None,
     dtype: Any = None,
-    sharding: Any = None,
+    sharding: Placement = None,
 ) -> Params:
     """Reads parameters in fdjax's own format, straight to the devices.
 
@@ -169,8 +143,8 @@ def restore(
             None: that of the component, or whatever is stored.
         component: Checked against what is stored: a mismatch names both.
         dtype: Type of all floating arrays, in place of that of `target_shapes`.
-        sharding: One `jax.sharding.Sharding` for all, or a tree of them; None: the
-            default device.
+        sharding: One `jax.sharding.Sharding` for all, a dict of them by name, or
+            None, the default device: see `placement.Placement`.
 
     Raises:
         FileNotFoundError: There is nothing at `path`.
@@ -186,13 +160,18 @@ def restore(
     target = _target(target_shapes, dtype, sharding)
     if path.is_dir():
         return _restore_directory(path, target, metadata.files)
-    flat = checkpoint_io.read_safetensors(path)
+    tensors, _ = safetensors_format.read_safetensors(path)
     target = traverse_util.flatten_dict(target, sep="/")
-    arrays = {
-        name: jax.device_put(flat[name].astype(leaf.dtype), leaf.sharding)
-        for name, leaf in target.items()
-    }
+    arrays = {name: _read_leaf(tensors[name], leaf) for name, leaf in target.items()}
     return traverse_util.unflatten_dict(arrays, sep="/")
+
+
+def _read_leaf(tensor: LazyTensor, leaf: jax.ShapeDtypeStruct) -> Array:
+    """Reads, places and casts one tensor."""
+    array = placement.to_device(tensor.read(), leaf.sharding).astype(leaf.dtype)
+    array = jax.block_until_ready(placement.spread(array, leaf.sharding))
+    tensor.release()
+    return array
 
 
 def _restore_directory(
@@ -204,7 +183,7 @@ def _restore_directory(
             "again."
         )
     try:
-        return checkpoint_io.read_orbax(path / _PARAMS, target)
+        return orbax_format.read_orbax(path / _PARAMS, target)
     except MemoryError:
         raise
     except Exception as error:  # orbax and tensorstore have many for a damaged file
@@ -216,7 +195,7 @@ def _restore_directory(
 
 
 def open_lazily(path: str | os.PathLike) -> tuple[Metadata, PyTree]:
-    """Metadata and a tree of `LazyArray`s, each read to the host when it is asked for.
+    """Metadata and a tree of `LazyTensor`s, each read to the host when it is asked for.
 
     Raises:
         FileNotFoundError: There is nothing at `path`.
@@ -224,23 +203,19 @@ def open_lazily(path: str | os.PathLike) -> tuple[Metadata, PyTree]:
     """
     path = pathlib.Path(path).expanduser()
     metadata = _existing_metadata(path)
-    read: Callable[[str], np.ndarray]
     if path.is_dir():
         if damage := _damage(path, metadata.files):
             raise ValueError(f"{path} is damaged: {damage}.")
         shapes = traverse_util.flatten_dict(_stored_shapes(metadata), sep="/")
-        reader = checkpoint_io.OrbaxReader(path / _PARAMS, shapes)
-        read = reader.read
+        reader = orbax_format.OrbaxReader(path / _PARAMS, shapes)
+        leaves = {
+            name: LazyTensor(
+                leaf.shape, np.dtype(leaf.dtype), functools.partial(reader.read, name)
+            )
+            for name, leaf in shapes.items()
+        }
     else:
-        read = checkpoint_io.read_safetensors(path).__getitem__
-    leaves = {
-        name: checkpoint_io.LazyArray(
-            shape,
-            jax.numpy.dtype(metadata.dtypes[name]),
-            functools.partial(read, name),
-        )
-        for name, shape in metadata.shapes.items()
-    }
+        leaves, _ = safetensors_format.read_safetensors(path)
     return metadata, traverse_util.unflatten_dict(leaves, sep="/")
 
 
@@ -267,7 +242,7 @@ def is_intact(path: str | os.PathLike) -> bool:
 
 def _damage(path: pathlib.Path, lengths: Mapping[str, int]) -> str:
     """What is wrong with the files of a directory; empty if nothing is."""
-    found = checkpoint_io.file_lengths(path)
+    found = files.file_lengths(path)
     for name, length in lengths.items():
         if found.get(name) != length:
             state = f"has {found[name]} bytes" if name in found else "is missing"
@@ -283,83 +258,18 @@ def _stored_shapes(metadata: Metadata) -> PyTree:
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def _target(shapes: PyTree, dtype: Any, sharding: Any) -> PyTree:
+def _target(shapes: PyTree, dtype: Any, sharding: Placement) -> PyTree:
     """Adds dtype and sharding to a tree of shapes."""
-    if sharding is None:
-        device = getattr(jax.config, "jax_default_device", None)
-        device = device or jax.local_devices()[0]
-        if isinstance(device, str):
-            device = jax.local_devices(backend=device)[0]
-        sharding = jax.sharding.SingleDeviceSharding(device)
-    if isinstance(sharding, jax.sharding.Sharding):
-        sharding = jax.tree.map(lambda _: sharding, shapes)
 
-    def make(leaf: Any, placed: Any) -> jax.ShapeDtypeStruct:
+    def make(leaf: Any, placed: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
         floating = jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
         kind = dtype if dtype is not None and floating else leaf.dtype
         return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=placed)
 
-    return jax.tree.map(make, shapes, sharding)
+    return jax.tree.map(make, shapes, placement.leaf_shardings(shapes, sharding))
 
 
 @functools.lru_cache(maxsize=16)
 def param_shapes(component: ParametricComponent) -> PyTree:
     """`component.param_shapes()`, kept: tracing a large network takes seconds."""
     return component.param_shapes()
-
-
-def load_params(component: ParametricComponent, *, sharding: Any = None) -> Params:
-    """Parameters from what `component.config.checkpoint_path` names.
-
-    Args:
-        component: Has `architecture`, `param_shapes()` and a config.
-        sharding: See `restore`.
-
-    Returns:
-        Params in the dtypes of `param_shapes()`, on the devices.
-
-    Raises:
-        ValueError: No checkpoint is named, or it does not fit.
-        FileNotFoundError: It is missing, or cannot be downloaded.
-    """
-    name = type(component.config).__name__
-    source = getattr(component.config, "checkpoint_path", None)
-    if source is None:
-        raise ValueError(
-            f"{name} names no checkpoint: set its checkpoint_path to a file, a "
-            "directory, a URL or hf://owner/repo/file, or ask for random weights."
-        )
-    path = files.local_path(source)
-    if path.exists() and read_metadata(path) is not None:
-        return restore(path, component=component, sharding=sharding)
-    for entry in _converters():
-        params = entry.load()(component, os.fspath(source), sharding=sharding)
-        if params is not None:
-            return params
-    if not path.exists():
-        raise FileNotFoundError(
-            f"There is no checkpoint at {path} ({name}.checkpoint_path)."
-        )
-    raise ValueError(
-        f"{path} is no checkpoint of fdjax, and no converter knows the architecture "
-        f"{component.architecture!r} of {name}."
-    )
-
-
-def _converters() -> list[importlib.metadata.EntryPoint]:
-    """The converters that are installed; in a clone, also those of its pyproject."""
-    points = list(importlib.metadata.entry_points(group=CONVERTERS))
-    path = pathlib.Path(fdjax.__file__).parent.parent / "pyproject.toml"
-    try:
-        project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
-    except (OSError, KeyError, tomllib.TOMLDecodeError):
-        return points
-    if project.get("name") != "fdjax":
-        return points
-    known = {point.value for point in points}
-    own = project.get("entry-points", {}).get(CONVERTERS, {})
-    return points + [
-        importlib.metadata.EntryPoint(name, value, CONVERTERS)
-        for name, value in own.items()
-        if value not in known
-    ]

@@ -1,4 +1,4 @@
-"""Components that own weights: initialise, describe, load."""
+"""Components that own weights: initialise, describe, say where they are."""
 
 import abc
 from typing import ClassVar
@@ -11,6 +11,8 @@ from fdjax.config import Component
 
 class ParametricComponent(Component, abc.ABC):
     """A component with parameters; its config may name a checkpoint.
+
+    `fdjax.checkpoint.load_params` loads them.
 
     Attributes:
         architecture: Which network the parameters belong to, e.g. "wan_dit". It selects
@@ -31,17 +33,25 @@ class ParametricComponent(Component, abc.ABC):
         """Shapes and dtypes of the parameters, without making them."""
         return jax.eval_shape(self.init_params, jax.random.key(0))
 
-    def load_params(self) -> Params:
-        """Parameters from the checkpoint that `config.checkpoint_path` names.
+    @property
+    def params_owner(self) -> "ParametricComponent":
+        """The component that the parameters belong to: one that wraps another gives it.
 
-        A component without parameters gives an empty dict and needs no checkpoint.
+        Its config names the checkpoint, and its fields are what weights are checked by.
+        """
+        return self
+
+    @property
+    def checkpoint_path(self) -> str | None:
+        """Where the parameters are; None if the config names no checkpoint."""
+        return getattr(self.params_owner.config, "checkpoint_path", None)
+
+    def check_files(self) -> None:
+        """Checks the files that are needed besides the parameters.
+
+        It is called before gigabytes of parameters are read.
 
         Raises:
-            ValueError: The config names no checkpoint, or it does not fit.
-            FileNotFoundError: The checkpoint is missing.
+            FileNotFoundError: One is missing.
+            ValueError: One does not fit.
         """
-        if not jax.tree.leaves(self.param_shapes()):
-            return {}
-        from fdjax import checkpoint
-
-        return checkpoint.load_params(self)

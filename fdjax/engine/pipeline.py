@@ -20,7 +20,9 @@ from typing import Any, Protocol
 import jax
 from jax.typing import ArrayLike
 
+from fdjax import checkpoint
 from fdjax.axes import Array, Params, PyTree
+from fdjax.checkpoint import placement
 from fdjax.config import Component, InstantiateConfig
 from fdjax.contract.component import ParametricComponent
 from fdjax.contract.conditioner import Conditioner, ConditionerConfig, Conditions
@@ -122,19 +124,32 @@ class StreamInferencePipeline(Component):
             params[name] = jax.jit(part.init_params, out_shardings=placed)(part_key)
         return params
 
-    def load_params(self, *, only: Sequence[str] | None = None) -> Params:
+    def load_params(
+        self,
+        *,
+        only: Sequence[str] | None = None,
+        sharding: placement.Placement = None,
+    ) -> Params:
         """Parameters from the checkpoints that the component configs name.
 
         Args:
             only: Names of the components wanted; all by default. A text encoder is
                 large: with saved conditions it need not be loaded.
+            sharding: One `jax.sharding.Sharding` for all, a dict of them by name, or
+                None, the default device: see `fdjax.checkpoint.placement.Placement`.
 
         Raises:
             ValueError: An unknown component, or a checkpoint that does not fit.
             FileNotFoundError: A checkpoint is missing.
         """
         names = self._component_names(only)
-        return {name: self.components[name].load_params() for name in names}
+        placement.check_names(sharding, list(self.components))
+        return {
+            name: checkpoint.load_params(
+                self.components[name], sharding=placement.part_of(sharding, name)
+            )
+            for name in names
+        }
 
     def _component_names(self, only: Sequence[str] | None) -> list[str]:
         unknown = sorted(set(only or ()) - set(self.components))

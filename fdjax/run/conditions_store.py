@@ -26,8 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fdjax.axes import Array, Params, PyTree
-from fdjax.checkpoint import files, store
-from fdjax.checkpoint import io as checkpoint_io
+from fdjax.checkpoint import address, files, safetensors_format, store
 from fdjax.config import config_hash
 from fdjax.contract.conditioner import ConditionEncoder, Conditioner
 
@@ -187,7 +186,7 @@ def _identity(encoder: ConditionEncoder) -> Any:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name.endswith("_path") and value is not None:
-            sources[field.name] = [os.fspath(value), _stamps(files.local_path(value))]
+            sources[field.name] = [os.fspath(value), _stamps(address.local_path(value))]
     return {
         "format": _FORMAT,
         "fdjax": importlib.metadata.version("fdjax"),
@@ -196,13 +195,13 @@ def _identity(encoder: ConditionEncoder) -> Any:
     }
 
 
-def _stamps(path: pathlib.Path) -> list:
+def _stamps(path: pathlib.Path | None) -> list:
     """What tells a local file or folder from any other; empty for a remote one.
 
     Size and times alone do not: a copy may keep them, and a file system may count in
     seconds. Whole files are gigabytes, so the contents are sampled.
     """
-    if not path.exists():
+    if path is None or not path.exists():
         return []
     if path.is_dir():
         own = store.read_metadata(path) is not None
@@ -249,7 +248,7 @@ def _write(path: pathlib.Path, entry: _Entry) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.atomic_output(path) as temporary:
-            checkpoint_io.write_safetensors(temporary, stored, metadata)
+            safetensors_format.write_safetensors(temporary, stored, metadata)
     except OSError as error:
         _log.warning("Conditions cannot be kept at %s: %s.", path, error)
 
@@ -274,8 +273,8 @@ def _read(path: pathlib.Path) -> _Entry | None:
     if not path.is_file():
         return None
     try:
-        stored = dict(checkpoint_io.read_safetensors(path))
-        metadata = checkpoint_io.read_safetensors_header(path)["__metadata__"]
+        tensors, metadata = safetensors_format.read_safetensors(path)
+        stored = {name: tensor.read() for name, tensor in tensors.items()}
         if _checksum(stored) != metadata["sha256"]:
             raise ValueError("its values do not match their checksum")
         values = {}

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fdjax.checkpoint import files
+from fdjax.checkpoint import fetch, files
 
 _IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 _PPM_HEADER = re.compile(rb"P6\s(\d+)\s(\d+)\s255\s")
@@ -35,7 +35,7 @@ def read_image(path: str | pathlib.Path) -> np.ndarray:
     """
     from PIL import Image, ImageOps
 
-    path = files.resolve_input(path)
+    path = fetch.fetch_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -75,7 +75,7 @@ def read_video(path: str | pathlib.Path, max_frames: int | None = None) -> np.nd
         FileNotFoundError: There is no such file.
         ValueError: It has no frames that can be read.
     """
-    path = files.resolve_input(path)
+    path = fetch.fetch_file(path)
     command = [
         *(ffmpeg_executable(), "-loglevel", "error", "-i", str(path)),
         *(() if max_frames is None else ("-frames:v", str(max_frames))),

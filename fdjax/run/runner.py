@@ -8,7 +8,6 @@ and `encode_conditions` if its conditions are special.
 import dataclasses
 import functools
 import logging
-import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from jax.typing import ArrayLike
 
 from fdjax import config as config_lib
 from fdjax.axes import Params, PyTree
-from fdjax.checkpoint import files
+from fdjax.checkpoint import address, files
 from fdjax.config import Component, InstantiateConfig
 from fdjax.contract.conditioner import Conditions
 from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
@@ -234,12 +233,12 @@ class Runner(Component):
     def _check_checkpoints(self) -> None:
         """Finds missing files before the first one is read."""
         for part in self.pipeline.components.values():
-            source = os.fspath(getattr(part.config, "checkpoint_path", None) or "")
-            local = source.startswith("package://") or "://" not in source
-            if source and local and not files.local_path(source).exists():
+            source = part.checkpoint_path
+            path = None if source is None else address.local_path(source)
+            if path is not None and not path.exists():
                 raise FileNotFoundError(
                     f"There is no checkpoint at {source} "
-                    f"({type(part.config).__name__}.checkpoint_path)."
+                    f"({type(part.params_owner.config).__name__}.checkpoint_path)."
                 )
 
     def _weights(self, only: Sequence[str]) -> Params:

@@ -53,7 +53,7 @@ def share(config: Any, params: Any, folder: Path, spec: dict[str, Any]) -> None:
     import jax
     import safetensors.numpy
 
-    from fdjax_convert.rules.rules import to_torch
+    from fdjax_convert.rules import to_torch
     from fdjax_convert.tables.layouts import layouts
 
     pipeline = config.setup()

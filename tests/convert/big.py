@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from fdjax.config import InstantiateConfig
 from fdjax.contract.component import ParametricComponent
-from fdjax_convert.rules.rules import Conversion, layer
+from fdjax_convert.rules import Conversion, Layout, layer
 
 RULES = layer(r"layers\.(\d+)", r"layers_\1", bias=False)
 
@@ -23,9 +23,11 @@ class Big(ParametricComponent):
 class BigConfig(InstantiateConfig):
     _target: type = Big
     num_layers: int
+    checkpoint_path: str | None = None
 
 
+LAYOUT = Layout("big", "big", RULES, lambda keys: True, lambda shapes: "big")
 CONFIG = BigConfig(num_layers=40)
 SMALL = BigConfig(num_layers=2)
 
-__all__ = ["CONFIG", "RULES", "SMALL", "Big", "BigConfig", "Conversion"]
+__all__ = ["CONFIG", "LAYOUT", "RULES", "SMALL", "Big", "BigConfig", "Conversion"]

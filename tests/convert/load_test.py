@@ -16,10 +16,12 @@ import pytest
 import safetensors.numpy
 
 from fdjax import checkpoint
+from fdjax.checkpoint.errors import CheckpointError
 from fdjax_convert import convert as load
 from fdjax_convert.formats import readers
 from fdjax_convert.methods import Candidate
-from fdjax_convert.rules.problems import CheckpointError, ConversionError
+from fdjax_convert.rules import placing
+from fdjax_convert.rules.problems import ConversionError
 from fdjax_convert.tables import layouts
 from tests.convert import tiny_components as tiny
 from tests.convert import torch_files
@@ -56,6 +58,12 @@ def candidates(component):
     return (Candidate("tiny", "part", component),)
 
 
+def convert_into(destination, path, layout=OFFICIAL):
+    """What `fdjax-convert` does."""
+    parts = candidates(make(layout, path))
+    return load.convert(str(path), destination, components=parts)
+
+
 def assert_bytes(found, expected):
     assert found.keys() == expected.keys()
     for key, value in expected.items():
@@ -64,13 +72,22 @@ def assert_bytes(found, expected):
         assert found[key].tobytes() == value.tobytes(), key
 
 
+def assert_same(params, expected):
+    """Both are on the device, of one type, equal to the last bit."""
+    assert jax.tree.structure(params) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
+        assert isinstance(a, jax.Array)
+        assert a.dtype == b.dtype
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
 def read(path):
     return {k: t.read() for k, t in readers.open_checkpoint(path).tensors.items()}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("layout", tiny.ALL, ids=LAYOUT_IDS)
-def test_every_layout_there_and_back(tmp_path, layout, dtype):
+def test_every_layout_there_and_back(tmp_path, monkeypatch, layout, dtype):
     tensors = tiny.published(layout, dtype)
     assert [one for one in layouts.detect(tensors)] == [layout]
     wrapper, prefix = ("generator_ema",), "model._fsdp_wrapped_module."
@@ -88,6 +105,13 @@ def test_every_layout_there_and_back(tmp_path, layout, dtype):
     flat = flax.traverse_util.flatten_dict(expected, sep="/")
     arrays = flax.traverse_util.flatten_dict(restored, sep="/")
     assert_bytes({key: np.asarray(value) for key, value in arrays.items()}, flat)
+
+    # Once all leaves are made on the device, once all on the host.
+    monkeypatch.setattr(placing, "_SMALL", 0 if dtype == "bfloat16" else 1 << 30)
+    assert_same(
+        load.load_params(component, str(path)),
+        checkpoint.restore(tmp_path / "out", component=component),
+    )
 
     load.write_torch(tmp_path / "out", tmp_path / "back.safetensors")
     assert_bytes(read(tmp_path / "back.safetensors"), tensors)
@@ -129,44 +153,28 @@ def test_dtype_is_cast_on_request(tmp_path):
     assert_bytes(read(tmp_path / "b.safetensors"), cast)
 
 
-def test_runners_convert_once_and_keep_the_result(tmp_path, cache, monkeypatch):
+def test_loading_writes_nothing(tmp_path, cache):
     path = save(tmp_path / "a.safetensors", tiny.published(OFFICIAL))
     component = make(OFFICIAL, path)
-    params = component.load_params()
-    expected = tiny.random_params(tiny.config_of(OFFICIAL))
+    params = checkpoint.load_params(component)
     for a, b, leaf in zip(
         jax.tree.leaves(params),
-        jax.tree.leaves(expected),
+        jax.tree.leaves(tiny.random_params(tiny.config_of(OFFICIAL))),
         jax.tree.leaves(component.param_shapes()),
         strict=True,
     ):
-        assert isinstance(a, jax.Array)
         assert a.dtype == leaf.dtype
         np.testing.assert_array_equal(a, b.astype(leaf.dtype))
-    [kept] = [child for child in cache.iterdir() if child.is_dir()]
-    assert checkpoint.read_metadata(kept).dtype == "float32"  # as published
-
-    converted = []
-    write = load.write
-    monkeypatch.setattr(
-        load, "write", lambda *a, **k: converted.append(1) or write(*a, **k)
-    )
-    component.load_params()
-    make(OFFICIAL, path, window_size_t=42).load_params()  # the weights are the same
-    assert not converted
-    next(kept.glob("params/ocdbt.process_0/d/*")).unlink()
-    component.load_params()  # a damaged one is made again
-    assert len(converted) == 1
-    save(path, tiny.published(OFFICIAL, "bfloat16"))
-    component.load_params()  # another file under the same name
-    assert len(converted) == 2
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+    path.unlink()
+    assert_same(params, jax.tree.map(lambda leaf: leaf + 0, params))  # no view of it
 
 
 def test_a_converted_directory_is_a_checkpoint_path(tmp_path, cache):
     path = save(tmp_path / "a.safetensors", tiny.published(OFFICIAL))
     component = make(OFFICIAL, path)
     load.convert(str(path), tmp_path / "out", components=candidates(component))
-    make(OFFICIAL, tmp_path / "out").load_params()
+    checkpoint.load_params(make(OFFICIAL, tmp_path / "out"))
     assert not cache.exists()
 
 
@@ -183,15 +191,15 @@ def test_folders_hold_one_checkpoint_of_each_kind(tmp_path):
     vae = next(one for one in tiny.ALL if one.architecture == "wan_vae_decoder")
     save(tmp_path / "diffusion.safetensors", tiny.published(OFFICIAL))
     save(tmp_path / "Wan2.1_VAE.pth", tiny.published(vae))
-    make(OFFICIAL, tmp_path).load_params()
-    make(vae, tmp_path).load_params()
+    checkpoint.load_params(make(OFFICIAL, tmp_path))
+    checkpoint.load_params(make(vae, tmp_path))
     clip = next(one for one in tiny.ALL if one.architecture == "clip")
     with pytest.raises(CheckpointError, match=r"no checkpoint of clip; it holds Wan2"):
-        make(clip, tmp_path).load_params()
+        checkpoint.load_params(make(clip, tmp_path))
     (tmp_path / "transformer").mkdir()
     save(tmp_path / "transformer" / "b.safetensors", tiny.published(OFFICIAL))
     with pytest.raises(CheckpointError, match=r"several checkpoints of wan_dit, name"):
-        make(OFFICIAL, tmp_path).load_params()
+        checkpoint.load_params(make(OFFICIAL, tmp_path))
 
 
 # --- what does not fit ------------------------------------------------------------
@@ -203,14 +211,14 @@ def test_another_size_is_recognised(tmp_path):
     component = make(OFFICIAL, path, network=wide)
     expected = "a.safetensors is Wan 48 wide, 3 blocks T2V; you asked for Wan 96 wide"
     with pytest.raises(ConversionError, match=expected) as error:
-        component.load_params()
+        checkpoint.load_params(component)
     assert "blocks.0.modulation: shape [1, 6, 48] gives" in str(error.value)
 
 
 def test_published_sizes_have_names(tmp_path):
     """The words of the error for the real 14B and 1.3B networks, without weights."""
     from fdjax_convert import recognise
-    from fdjax_convert.rules.rules import export
+    from fdjax_convert.rules import export
     from fdjax_models.networks.wan_dit.config import WAN_1_3B, WAN_14B_I2V
     from fdjax_models.networks.wan_dit.image_conditioning import Concatenate
     from fdjax_models.networks.wan_dit.transformer import WanTransformerConfig
@@ -246,7 +254,7 @@ def test_unknown_files_are_described_by_their_keys(tmp_path):
         CheckpointError,
         match=r"is nothing that fdjax knows, 9 tensors: unet\.\[0-8\]\.w",
     ):
-        make(OFFICIAL, path).load_params()
+        checkpoint.load_params(make(OFFICIAL, path))
 
 
 def test_a_damaged_table_of_keys_gets_all_its_problems(tmp_path, cache):
@@ -256,7 +264,7 @@ def test_a_damaged_table_of_keys_gets_all_its_problems(tmp_path, cache):
     tensors["blocks.2.norm3.weight"] = np.full(48, np.nan, np.float32)
     path = save(tmp_path / "a.safetensors", tensors)
     with pytest.raises(ConversionError) as error:
-        make(OFFICIAL, path).load_params()
+        checkpoint.load_params(make(OFFICIAL, path))
     text = str(error.value)
     assert "a.safetensors does not fit Wan 48 wide, 3 blocks T2V (official" in text
     assert "head/proj/kernel: not filled, missing key: head.head.weight" in text
@@ -266,22 +274,27 @@ def test_a_damaged_table_of_keys_gets_all_its_problems(tmp_path, cache):
     assert not cache.exists()
 
 
-def test_nan_weights_are_named_and_nothing_is_kept(tmp_path, cache):
+def test_nan_weights_are_named_and_nothing_is_kept(tmp_path):
     tensors = tiny.published(OFFICIAL, "bfloat16")
     for key in ("blocks.0.ffn.0.weight", "blocks.2.self_attn.k.bias"):
         tensors[key] = tensors[key].copy()
         tensors[key].reshape(-1)[-1] = np.nan
     path = save(tmp_path / "a.pt", tensors)
     with pytest.raises(ConversionError) as error:
-        make(OFFICIAL, path).load_params()
-    assert error.value.problems == (
+        checkpoint.load_params(make(OFFICIAL, path))
+    problems = (
         "blocks.0.ffn.0.weight: holds NaN or infinite values",
         "blocks.2.self_attn.k.bias: holds NaN or infinite values",
     )
-    assert [child.suffix for child in cache.iterdir()] == [".lock"]
+    assert error.value.problems == problems
+    assert "a.pt cannot be used, 2 problems" in str(error.value)
+    with pytest.raises(ConversionError) as error:
+        convert_into(tmp_path / "out", path)
+    assert error.value.problems == problems
+    assert os.listdir(tmp_path) == ["a.pt"]
 
 
-def test_a_file_that_is_not_what_the_hub_states_is_refused(tmp_path, cache):
+def test_a_file_that_is_not_what_the_hub_states_is_refused(tmp_path):
     blob = tmp_path / ("ab" * 32)  # a blob of the hub's cache is named by its sha256
     save(tmp_path / "a.safetensors", tiny.published(OFFICIAL)).rename(blob)
     link = tmp_path / "model.safetensors"
@@ -289,11 +302,11 @@ def test_a_file_that_is_not_what_the_hub_states_is_refused(tmp_path, cache):
     with pytest.raises(
         CheckpointError, match=r"corrupt: its sha256 must be abab.*, is"
     ):
-        make(OFFICIAL, link).load_params()
-    assert [child.suffix for child in cache.iterdir()] == [".lock"]
+        convert_into(tmp_path / "out", link)
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_during_a_conversion_leaves_nothing(tmp_path, cache, monkeypatch):
+def test_a_full_disk_during_a_conversion_leaves_nothing(tmp_path, monkeypatch):
     path = save(tmp_path / "a.safetensors", tiny.published(OFFICIAL))
     contiguous, calls = load.contiguous, []
 
@@ -306,15 +319,15 @@ def test_a_full_disk_during_a_conversion_leaves_nothing(tmp_path, cache, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(load, "contiguous", fill)
         with pytest.raises(OSError, match=r"the disk filled up while .* was written"):
-            make(OFFICIAL, path).load_params()
+            convert_into(tmp_path / "out", path)
     assert len(calls) == 30
-    assert [child.suffix for child in cache.iterdir()] == [".lock"]
+    assert os.listdir(tmp_path) == ["a.safetensors"]
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: usage)
         with pytest.raises(OSError, match=r"too full: 0\.00 GB are needed"):
-            make(OFFICIAL, path).load_params()
-    make(OFFICIAL, path).load_params()
+            convert_into(tmp_path / "out", path)
+    convert_into(tmp_path / "out", path)
 
 
 def test_shards_of_one_checkpoint_are_merged(tmp_path):
@@ -336,25 +349,24 @@ def test_shards_of_one_checkpoint_are_merged(tmp_path):
 # --- memory -----------------------------------------------------------------------
 
 _MEASURE = """
-import resource, sys, pathlib, threading, time
+import sys, pathlib, threading, time
 sys.path[:0] = sys.argv[1].split(':')
-import numpy as np
 from tests.convert import big
-path = pathlib.Path(sys.argv[2])
-component = big.Big(big.CONFIG)
+import jax, orbax.checkpoint, tqdm, safetensors.numpy
+from fdjax.checkpoint import orbax_format, placement
 from fdjax_convert import convert as load
-from fdjax_convert import recognise
 from fdjax_convert.formats import readers
-from fdjax_convert.tables import layouts
-import orbax.checkpoint, tqdm, safetensors.numpy
-from fdjax_convert.rules.rules import Layout
-layout = Layout('big', 'big', big.RULES, lambda keys: True, lambda shapes: 'big')
-opened = readers.open_checkpoint(path)
-small = readers.open_checkpoint(path.with_name('small.safetensors'))
-def convert(opened, component, name):
-    conversion = big.Conversion(opened.tensors, big.RULES, component.param_shapes())
-    load.write(opened, layout, conversion, path.with_name(name), component)
-convert(small, big.Big(big.SMALL), 'warm')  # imports and thread pools
+from fdjax_convert.rules import placing
+orbax_format._IN_FLIGHT_BYTES = 16 << 20
+way, path = sys.argv[2], pathlib.Path(sys.argv[3])
+def run(name, component):
+    opened = readers.open_checkpoint(path / (name + '.safetensors'))
+    shapes = component.param_shapes()
+    conversion = big.Conversion(opened.tensors, big.RULES, shapes)
+    if way == 'write':
+        return load.write(opened, big.LAYOUT, conversion, path / name, component)
+    return placing.place(conversion, placement.leaf_shardings(shapes, None))
+run('small', big.Big(big.SMALL))  # imports, thread pools and programs
 def rss():
     return int(open('/proc/self/status').read().split('VmRSS:')[1].split()[0]) * 1024
 before, peak, done = rss(), [0], []
@@ -363,35 +375,109 @@ def watch():
         peak[0] = max(peak[0], rss())
         time.sleep(0.001)
 thread = threading.Thread(target=watch); thread.start()
-convert(opened, component, 'out')
+result = run('large', big.Big(big.CONFIG))
 done.append(1); thread.join()
 print(peak[0] - before)
 """
 
 
-def test_peak_memory_is_a_few_tensors_not_the_checkpoint(tmp_path, monkeypatch):
-    """160 MB in tensors of 4 MB, converted with at most 16 MB in flight."""
+@pytest.mark.parametrize(("way", "kept"), [("write", 0), ("place", 160_000_000)])
+def test_peak_memory_is_a_few_tensors_not_the_checkpoint(tmp_path, way, kept):
+    """160 MB in tensors of 4 MB; placed, they are the params, once.
+
+    A file is written with at most 16 MB in flight.
+    """
     from tests.convert import big
 
-    for config, name in ((big.CONFIG, "a"), (big.SMALL, "small")):
+    for config, name in ((big.CONFIG, "large"), (big.SMALL, "small")):
         tensors = {
             f"layers.{i}.weight": np.ones((1000, 1000), np.float32)
             for i in range(config.num_layers)
         }
         safetensors.numpy.save_file(tensors, tmp_path / f"{name}.safetensors")
-    paths = ":".join(sys.path)
-    code = "from fdjax.checkpoint import io\nio._IN_FLIGHT_BYTES = 16 << 20\n"
     result = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            _MEASURE.replace("import numpy", code + "import numpy", 1),
-            paths,
-            str(tmp_path / "a.safetensors"),
-        ],
+        [sys.executable, "-c", _MEASURE, ":".join(sys.path), way, str(tmp_path)],
         capture_output=True,
         text=True,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
     assert result.returncode == 0, result.stderr
-    assert 1 << 20 < int(result.stdout) < 60 << 20
+    assert 1 << 20 < int(result.stdout) - kept < 60 << 20
+
+
+# --- several devices --------------------------------------------------------------
+
+_SHARDED = """
+import sys
+sys.path[:0] = sys.argv[1].split(':')
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from fdjax import checkpoint
+from fdjax.checkpoint import placement
+from tests.convert import big
+mesh = jax.make_mesh((4,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
+cut = NamedSharding(mesh, PartitionSpec(None, 'x'))
+last = jax.sharding.SingleDeviceSharding(jax.devices()[3])
+component = big.BigConfig(num_layers=3, checkpoint_path=sys.argv[2]).setup()
+from fdjax_convert.tables import layouts
+layouts.ALL = (big.LAYOUT,)
+params = checkpoint.load_params(
+    component, sharding={'layers_0': {'kernel': cut}, 'layers_1': last}
+)
+found = {name: leaf['kernel'].sharding for name, leaf in params.items()}
+assert found['layers_0'] == cut and found['layers_1'] == last, found
+assert found['layers_2'].device_set == {jax.devices()[0]}, found
+shard = params['layers_0']['kernel'].addressable_shards[2]
+assert shard.data.shape == (1000, 250) and shard.device == jax.devices()[2]
+for n, name in enumerate(params):
+    np.testing.assert_array_equal(params[name]['kernel'], np.load(sys.argv[3])[n].T)
+for leaf in jax.tree.leaves(checkpoint.load_params(component, sharding=cut)):
+    assert leaf.sharding == cut
+# What several processes do, each with the whole array at hand.
+class Elsewhere(NamedSharding):
+    is_fully_addressable = False
+spread = placement.spread(params['layers_2']['kernel'], Elsewhere(mesh, cut.spec))
+for shard in spread.addressable_shards:
+    assert shard.data.shape == (1000, 250)
+    np.testing.assert_array_equal(shard.data, params['layers_2']['kernel'][shard.index])
+"""
+
+
+@pytest.mark.parametrize("kind", ["published", "own file", "own directory"])
+def test_params_go_to_the_devices_that_are_named(tmp_path, kind):
+    from tests.convert import big
+
+    values = np.random.default_rng(0).standard_normal((3, 1000, 1000), np.float32)
+    np.save(tmp_path / "values.npy", values)
+    path = tmp_path / ("own" if kind == "own directory" else "a.safetensors")
+    if kind == "published":
+        tensors = {f"layers.{n}.weight": value for n, value in enumerate(values)}
+        safetensors.numpy.save_file(tensors, path)
+    else:
+        params = {f"layers_{n}": {"kernel": v.T} for n, v in enumerate(values)}
+        component = big.BigConfig(num_layers=3).setup()
+        checkpoint.save(path, params, component=component)
+    values = str(tmp_path / "values.npy")
+    result = subprocess.run(
+        [sys.executable, "-c", _SHARDED, ":".join(sys.path), str(path), values],
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        },
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_sharding_names_what_there_is(tmp_path):
+    path = save(tmp_path / "a.safetensors", tiny.published(OFFICIAL))
+    component = make(OFFICIAL, path)
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with pytest.raises(ValueError, match=r"names \['block_0'\]; there are \['blocks_0"):
+        checkpoint.load_params(component, sharding={"block_0": one})
+    with pytest.raises(ValueError, match=r"of head/proj names \['weight'\]"):
+        checkpoint.load_params(component, sharding={"head": {"proj": {"weight": one}}})
+    with pytest.raises(ValueError, match=r"of head must be a jax\.sharding\.Sharding"):
+        checkpoint.load_params(component, sharding={"head": "x"})

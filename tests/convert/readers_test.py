@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from fdjax.checkpoint.errors import CheckpointError
 from fdjax_convert.formats import readers
-from fdjax_convert.rules.problems import CheckpointError
 from tests.convert import torch_files
 from tests.convert.torch_files import Call, Global, Reference, dumps
 

@@ -8,10 +8,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from fdjax_convert.formats.tensors import LazyTensor, contiguous, is_finite, is_float
-from fdjax_convert.rules import patterns, rules, transforms
+from fdjax.checkpoint.tensors import LazyTensor, contiguous, is_finite, is_float
+from fdjax_convert import rules
+from fdjax_convert.rules import Conversion, Drop, Rule, patterns, transforms
 from fdjax_convert.rules.problems import ConversionError, summarize
-from fdjax_convert.rules.rules import Conversion, Drop, Rule
 
 RULES = (
     *rules.layer(r"embed", "embed", transforms.conv_as_matrix(1, 2, 2)),

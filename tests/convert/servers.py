@@ -17,6 +17,7 @@ class Server:
         requests: (method, path, Range header) in order.
         drop_after: Bytes after which connections break, as often as the list says.
         status: HTTP status to answer with, by path.
+        tags: Checksums to state in place of the true ones, by path.
     """
 
     def __init__(self):
@@ -24,6 +25,7 @@ class Server:
         self.requests: list[tuple[str, str, str | None]] = []
         self.drop_after: list[int] = []
         self.status: dict[str, int] = {}
+        self.tags: dict[str, str] = {}
         self.url = ""
 
 
@@ -51,7 +53,8 @@ def _make_handler(server: Server):
             if path.startswith("api/models/"):
                 return self.list_files(path)
             if "/resolve/" in path:
-                owner, repo, _, _, *rest = path.split("/")
+                owner, repo, _, revision, *rest = path.split("/")
+                rest = rest[2:] if revision == "refs" else rest
                 return self.send_file("/".join([owner, repo, *rest]), wanted, with_body)
             return self.send_file(path, wanted, with_body)
 
@@ -86,7 +89,8 @@ def _make_handler(server: Server):
                 known = any(n.startswith(repo) for n in server.files)
                 code = "EntryNotFound" if known else "RepoNotFound"
                 return self.send(404, b"", {"X-Error-Code": code})
-            tag = f'"{hashlib.sha256(content).hexdigest()}"'
+            stated = server.tags.get(name, hashlib.sha256(content).hexdigest())
+            tag = f'"{stated}"'
             headers = {
                 "ETag": tag,
                 "X-Repo-Commit": "0" * 40,

@@ -6,7 +6,7 @@ import functools
 import jax
 import numpy as np
 
-from fdjax_convert.rules import rules
+from fdjax_convert import rules
 from fdjax_convert.tables import layouts
 from fdjax_models.networks.clip import ClipImageEncoderConfig
 from fdjax_models.networks.taehv.decoder import TaehvDecoderConfig

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from fdjax_convert.formats.tensors import LazyTensor
+from fdjax.checkpoint.tensors import LazyTensor
+from fdjax_convert.rules import Conversion, convert, to_torch
 from fdjax_convert.rules.problems import ConversionError
-from fdjax_convert.rules.rules import Conversion, convert, to_torch
 from fdjax_convert.tables import wan_dit
 from fdjax_convert.tables.layouts import detect
 from fdjax_models.networks.wan_dit.config import (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fdjax.contract.conditioner import Conditions
-from fdjax_convert.rules import rules
+from fdjax_convert import rules
 from fdjax_convert.tables import wan_vae
 from fdjax_models.networks.wan_dit.i2v_encoder import ImageControlEncoderConfig
 from fdjax_models.networks.wan_vae import vae

@@ -11,10 +11,10 @@ import pytest
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
+from fdjax.checkpoint.errors import CheckpointError  # noqa: E402
+from fdjax.checkpoint.tensors import LazyTensor, as_lazy  # noqa: E402
 from fdjax_convert.formats import readers, writers  # noqa: E402
-from fdjax_convert.formats.tensors import LazyTensor, as_lazy  # noqa: E402
 from fdjax_convert.formats.torch_format import read_torch  # noqa: E402
-from fdjax_convert.rules.problems import CheckpointError  # noqa: E402
 
 DTYPES = {
     torch.float32: np.float32,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdjax_convert.rules import rules
+from fdjax_convert import rules
 from fdjax_convert.tables import taehv
 from fdjax_models.networks.taehv.decoder import TaehvDecoder, TaehvDecoderConfig
 from fdjax_models.networks.taehv.encoder import TaehvEncoderConfig

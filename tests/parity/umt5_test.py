@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdjax_convert.rules import rules
+from fdjax_convert import rules
 from fdjax_convert.tables import umt5
 from fdjax_models.networks.umt5 import Umt5TextEncoderConfig
 from fdjax_models.networks.umt5.model import relative_position_buckets

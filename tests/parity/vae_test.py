@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdjax_convert.rules import rules
+from fdjax_convert import rules
 from fdjax_convert.tables import wan_vae
 from fdjax_models.networks.wan_vae import vae
 from tests.parity.comparison import assert_close

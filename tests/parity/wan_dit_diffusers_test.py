@@ -10,7 +10,7 @@ import pytest
 from fdjax.attention.rope import Rope3D, rope_table
 from fdjax.streaming.attention import SelfContainedAttention
 from fdjax.streaming.patches import patchify, unpatchify
-from fdjax_convert.rules.rules import to_torch
+from fdjax_convert.rules import to_torch
 from fdjax_convert.tables import wan_dit
 from fdjax_models.networks.wan_dit.config import WanDiTConfig
 from tests import golden

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fdjax.checkpoint.download import SUFFIXES
-from fdjax_convert.formats.safetensors_format import read_safetensors
-from fdjax_convert.formats.tensors import LazyTensor
+from fdjax.checkpoint.address import WEIGHT_SUFFIXES
+from fdjax.checkpoint.errors import CheckpointError
+from fdjax.checkpoint.mapped import MappedFile
+from fdjax.checkpoint.safetensors_format import read_safetensors
+from fdjax.checkpoint.tensors import LazyTensor
 from fdjax_convert.formats.torch_format import LEGACY_MAGIC, read_torch
-from fdjax_convert.rules.mapped import MappedFile
-from fdjax_convert.rules.problems import CheckpointError, summarize
 
 WRAPPERS = (
     "generator_ema",
@@ -168,7 +168,7 @@ def list_checkpoints(directory: Path) -> list[Path]:
     return indices + [
         child
         for child in names
-        if child.name.endswith(SUFFIXES) and child.name not in shards
+        if child.name.endswith(WEIGHT_SUFFIXES) and child.name not in shards
     ]
 
 
@@ -320,10 +320,3 @@ def _strip_prefixes(
         stripped[name], origins[name] = tensor, key
     prefixes = {origins[name].removesuffix(name) for name in stripped}
     return stripped, prefixes.pop() if len(prefixes) == 1 else ""
-
-
-def describe_keys(tensors: Mapping[str, LazyTensor], limit: int = 20) -> str:
-    """The keys of a checkpoint in a few lines, numbers folded."""
-    lines = summarize(tensors)
-    more = f"\n  … and {len(lines) - limit} more" if len(lines) > limit else ""
-    return "\n".join(f"  {line}" for line in lines[:limit]) + more

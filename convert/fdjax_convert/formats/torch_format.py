@@ -19,9 +19,9 @@ from typing import Any, NoReturn
 import ml_dtypes
 import numpy as np
 
-from fdjax_convert.formats.tensors import LazyTensor
-from fdjax_convert.rules.mapped import MappedFile, c_strides
-from fdjax_convert.rules.problems import CheckpointError
+from fdjax.checkpoint.errors import CheckpointError
+from fdjax.checkpoint.mapped import MappedFile, c_strides
+from fdjax.checkpoint.tensors import LazyTensor
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """First bytes of the format before 1.6: MAGIC_NUMBER of torch/serialization.py."""

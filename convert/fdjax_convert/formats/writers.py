@@ -1,7 +1,6 @@
 """Writes `.safetensors` and torch's zip format, tensor by tensor, without torch."""
 
 import io
-import json
 import pickle
 import struct
 import sys
@@ -12,10 +11,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from fdjax.checkpoint import files
-from fdjax_convert.formats import safetensors_format
-from fdjax_convert.formats.tensors import LazyTensor, contiguous
-from fdjax_convert.rules.mapped import c_strides
+from fdjax.checkpoint import files, safetensors_format
+from fdjax.checkpoint.mapped import c_strides
+from fdjax.checkpoint.tensors import LazyTensor, contiguous
 
 _ALIGNMENT = 64  # bytes; torch aligns storages alike, so that it can map the file
 
@@ -59,50 +57,23 @@ def write_checkpoint(
         ValueError: The format cannot hold this.
     """
     named = {prefix + key: tensor for key, tensor in tensors.items()}
-    if path.suffix == ".safetensors":
-        if wrapper:
-            raise ValueError(
-                f"{path}: safetensors files have no levels such as "
-                f"{'.'.join(wrapper)}; write a .pt file, or leave the wrapper out"
-            )
-        write = _write_safetensors
-    elif path.suffix in (".pt", ".pth", ".ckpt"):
-        write = _write_torch
-    else:
+    safe = path.suffix == ".safetensors"
+    if safe and wrapper:
+        raise ValueError(
+            f"{path}: safetensors files have no levels such as {'.'.join(wrapper)}; "
+            "write a .pt file, or leave the wrapper out"
+        )
+    if not safe and path.suffix not in (".pt", ".pth", ".ckpt"):
         raise ValueError(
             f"{path} must end in .safetensors, .pt, .pth or .ckpt: that is its format"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic_output(path) as temporary:
-        write(temporary, named, wrapper, progress)
-
-
-def _write_safetensors(
-    path: Path,
-    tensors: Mapping[str, LazyTensor],
-    wrapper: Sequence[str],
-    progress: Callable[[int], None],
-) -> None:
-    names = {dtype: name for name, dtype in safetensors_format.DTYPES.items()}
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for key, tensor in tensors.items():
-        if tensor.dtype not in names:
-            raise ValueError(f"{key}: safetensors files hold no {tensor.dtype}")
-        end = position + tensor.nbytes
-        header[key] = {
-            "dtype": names[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [position, end],
-        }
-        position = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors.values():
-            _write_values(file, tensor)
-            progress(tensor.nbytes)
+        if safe:
+            metadata = {"format": "pt"}
+            safetensors_format.write_safetensors(temporary, named, metadata, progress)
+        else:
+            _write_torch(temporary, named, wrapper, progress)
 
 
 def _write_torch(

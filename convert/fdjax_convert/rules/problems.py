@@ -6,10 +6,6 @@ from collections.abc import Collection, Sequence
 _NUMBER = re.compile(r"(?<=[._/])([0-9]+)(?=[./]|$)")
 
 
-class CheckpointError(ValueError):
-    """A file that cannot be read as a checkpoint; the message names it and why."""
-
-
 class ConversionError(ValueError):
     """Tensors and table do not fit; the message lists every problem.
 

@@ -1,4 +1,9 @@
-"""Named bijections between the values of a published tensor and of a Flax parameter."""
+"""Named bijections between the values of a published tensor and of a Flax parameter.
+
+They work on arrays of numpy (shapes, conversions to a file) and of JAX (loading, where
+they run on the device), bfloat16 included: by methods, and by what the standard of the
+array API names.
+"""
 
 import dataclasses
 import math
@@ -19,15 +24,27 @@ class Transform:
         name: Shown in reports and error messages.
         to_flax: From the published layout to the Flax one; may return a view.
         to_torch: Its inverse.
+        shaped: `to_flax` takes the shapes of the leaves too, one argument each: it
+            depends on more than the published layout tells, such as the heads.
     """
 
     name: str
-    to_flax: Callable[[Any], Any] = dataclasses.field(repr=False)
+    to_flax: Callable[..., Any] = dataclasses.field(repr=False)
     to_torch: Callable[[Any], Any] = dataclasses.field(repr=False)
+    shaped: bool = False
+
+    def apply(self, value: Any, shapes: Sequence[tuple[int, ...]]) -> Any:
+        """`to_flax` of a value, for leaves of these shapes."""
+        return self.to_flax(value, *shapes) if self.shaped else self.to_flax(value)
 
 
 def _same(value):
     return value
+
+
+def _namespace(array: Any) -> Any:
+    """The module with the functions for an array: numpy's, or JAX's."""
+    return array.__array_namespace__()
 
 
 IDENTITY = Transform("identity", _same, _same)
@@ -64,19 +81,26 @@ CONV3D = dataclasses.replace(transpose(2, 3, 4, 1, 0), name="conv3d")
 
 
 def chain(*transforms: Transform) -> Transform:
-    """Applies `transforms` in order (and their inverses in reverse)."""
+    """Applies `transforms` in order (and their inverses in reverse).
 
-    def to_flax(value):
-        for transform in transforms:
+    Only the last may take the shapes of the leaves.
+    """
+    *first, last = transforms
+    if any(transform.shaped for transform in first):
+        raise ValueError("only the last transform of a chain may take shapes")
+
+    def to_flax(value, *shapes):
+        for transform in first:
             value = transform.to_flax(value)
-        return value
+        return last.apply(value, shapes)
 
     def to_torch(value):
         for transform in reversed(transforms):
             value = transform.to_torch(value)
         return value
 
-    return Transform(" > ".join(t.name for t in transforms), to_flax, to_torch)
+    name = " > ".join(transform.name for transform in transforms)
+    return Transform(name, to_flax, to_torch, shaped=last.shaped)
 
 
 def each(transform: Transform) -> Transform:
@@ -96,12 +120,17 @@ def split(count: int, axis: int = 0) -> Transform:
             raise ValueError(
                 f"axis {axis} must be divisible by {count}, shape {array.shape}"
             )
-        return tuple(np.split(array, count, axis))
+        size = array.shape[axis] // count
+        before = (slice(None),) * (axis % array.ndim)
+        return tuple(
+            array[(*before, slice(part * size, (part + 1) * size))]
+            for part in range(count)
+        )
 
     return Transform(
         f"split({count}, axis={axis})",
         to_flax,
-        lambda arrays: np.concatenate(arrays, axis),
+        lambda arrays: _namespace(arrays[0]).concat(arrays, axis=axis),
     )
 
 
@@ -113,12 +142,39 @@ def concatenate(count: int, axis: int = 0) -> Transform:
     )
 
 
+def stack_heads(count: int) -> Transform:
+    """`count` projections [N D, M] -> one kernel [M, count, N, D]; biases alike.
+
+    Biases [N D] become [count, N, D]. The number of heads N is that of the leaf. The
+    axes of heads stand apart, so that the kernel can be cut between heads.
+    """
+
+    def to_flax(arrays, shape):
+        num_heads, head_dim = shape[-2:]
+        rows, *rest = arrays[0].shape
+        if rows != num_heads * head_dim:
+            raise ValueError(
+                f"axis 0 must be {num_heads} heads of {head_dim}, "
+                f"shape {arrays[0].shape}"
+            )
+        stacked = _namespace(arrays[0]).stack(arrays)
+        heads = stacked.reshape(count, num_heads, head_dim, *rest)
+        return heads.transpose(*range(3, heads.ndim), 0, 1, 2)
+
+    def to_torch(array):
+        heads = array.ndim - 3
+        array = array.transpose(heads, heads + 1, heads + 2, *range(heads))
+        return tuple(array.reshape(count, -1, *array.shape[3:]))
+
+    return Transform(f"stack_heads({count})", to_flax, to_torch, shaped=True)
+
+
 def squeeze(*axes: int) -> Transform:
     """Removes axes of size 1: `squeeze(0)` turns [1, 6, M] into [6, M]."""
     return Transform(
         f"squeeze{axes}",
-        lambda array: np.squeeze(array, axes),
-        lambda array: np.expand_dims(array, axes),
+        lambda array: array.squeeze(axes),
+        lambda array: _namespace(array).expand_dims(array, axis=axes),
     )
 
 

@@ -1,24 +1,23 @@
 """The key layouts that this package knows, and which of them a checkpoint has."""
 
-import importlib
 from collections.abc import Collection
 
 from fdjax_convert.rules.rules import Layout
+from fdjax_convert.tables import clip, taehv, umt5, wan_dit, wan_vae
 
-MODULES = ("wan_dit", "wan_vae", "taehv", "umt5", "clip")
-"""Modules of this package that export `LAYOUTS`."""
+ALL: tuple[Layout, ...] = (
+    *wan_dit.LAYOUTS,
+    *wan_vae.LAYOUTS,
+    *taehv.LAYOUTS,
+    *umt5.LAYOUTS,
+    *clip.LAYOUTS,
+)
+"""A module of this package holds the tables of one network as its `LAYOUTS`."""
 
 
 def layouts(architecture: str | None = None) -> tuple[Layout, ...]:
     """All layouts, or those of one architecture."""
-    found: list[Layout] = []
-    for name in MODULES:
-        found.extend(importlib.import_module(f"fdjax_convert.tables.{name}").LAYOUTS)
-    return tuple(
-        layout
-        for layout in found
-        if architecture is None or layout.architecture == architecture
-    )
+    return tuple(one for one in ALL if architecture in (None, one.architecture))
 
 
 def detect(keys: Collection[str]) -> tuple[Layout, ...]:
@@ -28,4 +27,4 @@ def detect(keys: Collection[str]) -> tuple[Layout, ...]:
     has its own layout.
     """
     keys = frozenset(keys)
-    return tuple(layout for layout in layouts() if layout.detect(keys))
+    return tuple(layout for layout in ALL if layout.detect(keys))

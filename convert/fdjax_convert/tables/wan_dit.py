@@ -11,10 +11,10 @@ from fdjax_convert.rules.transforms import (
     LINEAR,
     Transform,
     chain,
-    concatenate,
     conv_as_matrix,
     regroup,
     squeeze,
+    stack_heads,
 )
 
 _PATCH = (1, 2, 2)
@@ -40,8 +40,8 @@ def _qkv(block: str, names: tuple[str, str, str]) -> tuple[Rule, ...]:
     weights = tuple(rf"{block}\.{name}\.weight" for name in names)
     biases = tuple(rf"{block}\.{name}\.bias" for name in names)
     return (
-        Rule(weights, target + "/kernel", chain(concatenate(3), LINEAR)),
-        Rule(biases, target + "/bias", concatenate(3)),
+        Rule(weights, target + "/kernel", stack_heads(3)),
+        Rule(biases, target + "/bias", stack_heads(3)),
     )
 
 

@@ -18,11 +18,12 @@ import pytest
 import safetensors.numpy
 
 from fdjax import checkpoint
-from fdjax.checkpoint import io as checkpoint_io
-from fdjax.checkpoint import store
+from fdjax.checkpoint import files, load, orbax_format, placement
+from fdjax.checkpoint.tensors import LazyTensor
 from fdjax.config import InstantiateConfig
 from fdjax.contract.component import ParametricComponent
-from tests import processes
+from tests import processes, tiny
+from tests.convert import servers
 
 
 class Mlp(ParametricComponent):
@@ -80,6 +81,13 @@ def test_round_trip(tmp_path, name, stored):
     path = tmp_path / "a" / name
     assert written == checkpoint.read_metadata(path)
     assert written.architecture == "mlp"
+    assert written.config == {
+        "checkpoint_path": None,
+        "width": 5,
+        "num_heads": 1,
+        "window": 7,
+        "dtype": stored,
+    }
     assert written.num_parameters == 4 * 5 + 5 + 5 * 3 + 3
     assert written.dtype == stored
     assert_same(checkpoint.restore(path), params)
@@ -99,7 +107,7 @@ def test_load_params_takes_a_path_of_either_kind(tmp_path, name):
     component = make(checkpoint_path=str(tmp_path / name))
     params = component.init_params(jax.random.key(0))
     checkpoint.save(tmp_path / name, params, component=component)
-    assert_same(component.load_params(), params)
+    assert_same(checkpoint.load_params(component), params)
 
 
 def test_a_plain_file_with_our_paths_is_ours(tmp_path):
@@ -111,7 +119,7 @@ def test_a_plain_file_with_our_paths_is_ours(tmp_path):
     }
     safetensors.numpy.save_file(flat, tmp_path / "w.safetensors")
     component = make(checkpoint_path=str(tmp_path / "w.safetensors"))
-    loaded = component.load_params()
+    loaded = checkpoint.load_params(component)
     for a, c in params.items():
         for b in c:
             assert loaded[a][b].dtype == jnp.float32
@@ -141,7 +149,7 @@ def test_another_config_is_refused_and_both_are_named(tmp_path, name):
     assert "fc1/kernel is [4, 5] there, [4, 8] here" in text
     assert "config field width: 5 there, 8 here" in text
     hashes = [
-        checkpoint.config_hash(
+        checkpoint.weights_hash(
             checkpoint.describe(c.param_shapes(), architecture="mlp")
         )
         for c in (small, large)
@@ -185,7 +193,7 @@ def test_a_save_that_fails_leaves_nothing(tmp_path, name):
     def fail():
         raise RuntimeError("read failed")
 
-    params = {"a": jnp.ones(3), "b": checkpoint_io.LazyArray((2,), np.float32, fail)}
+    params = {"a": jnp.ones(3), "b": LazyTensor((2,), np.dtype(np.float32), fail)}
     with pytest.raises(RuntimeError, match="read failed"):
         checkpoint.save(tmp_path / name, params)
     assert os.listdir(tmp_path) == []
@@ -206,7 +214,7 @@ def test_the_source_is_asked_for_last_and_may_refuse(tmp_path, name):
     def refuse():
         raise ValueError("holds NaN")
 
-    params = {"a": checkpoint_io.LazyArray((2,), np.float32, read)}
+    params = {"a": LazyTensor((2,), np.dtype(np.float32), read)}
     written = checkpoint.save(tmp_path / name, params, source=source)
     assert events == ["read", "source"]
     assert written.source == {"sha256": "abc"}
@@ -224,8 +232,11 @@ def test_lazy_leaves_are_read_in_turn_and_released(tmp_path):
             events.append(("read", i))
             return np.full((300, 400), i, np.float32)
 
-        return checkpoint_io.LazyArray(
-            (300, 400), np.float32, read, lambda: events.append(("release", i))
+        return LazyTensor(
+            (300, 400),
+            np.dtype(np.float32),
+            read,
+            lambda: events.append(("release", i)),
         )
 
     params = {f"l{i}": lazy(i) for i in range(4)} | {"x": np.arange(3.0)}
@@ -239,7 +250,7 @@ def test_lazy_leaves_are_read_in_turn_and_released(tmp_path):
 
 
 def test_in_flight_leaves_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_io, "_IN_FLIGHT_BYTES", 1000)
+    monkeypatch.setattr(orbax_format, "_IN_FLIGHT_BYTES", 1000)
     alive, peak = set(), []
 
     def lazy(i):
@@ -248,9 +259,7 @@ def test_in_flight_leaves_are_bounded(tmp_path, monkeypatch):
             peak.append(len(alive))
             return np.zeros(200, np.float32)
 
-        return checkpoint_io.LazyArray(
-            (200,), np.float32, read, lambda: alive.discard(i)
-        )
+        return LazyTensor((200,), np.dtype(np.float32), read, lambda: alive.discard(i))
 
     checkpoint.save(tmp_path / "p", {f"l{i}": lazy(i) for i in range(6)})
     assert max(peak) == 1
@@ -260,11 +269,11 @@ _KILLED = """
 import sys, time, pathlib
 import numpy as np
 from fdjax import checkpoint
-from fdjax.checkpoint import io as checkpoint_io
+from fdjax.checkpoint.tensors import LazyTensor
 def stall():
     pathlib.Path(sys.argv[2]).touch()
     time.sleep(60)
-params = {'a': np.ones(3), 'z': checkpoint_io.LazyArray((2,), 'float32', stall)}
+params = {'a': np.ones(3), 'z': LazyTensor((2,), np.dtype('float32'), stall)}
 checkpoint.save(sys.argv[1], params)
 """
 
@@ -292,8 +301,8 @@ def test_damaged_directories_are_refused(tmp_path):
     assert checkpoint.is_intact(path)
     whole = tmp_path / "whole"
     shutil.copytree(path, whole)
-    files = [file for file in path.rglob("*") if file.is_file()]
-    largest = max(files, key=lambda file: file.stat().st_size)
+    written = [file for file in path.rglob("*") if file.is_file()]
+    largest = max(written, key=lambda file: file.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:1000])
     with pytest.raises(
         ValueError, match=r"damaged: .* has 1000 bytes, must have \d{5}"
@@ -322,29 +331,31 @@ def test_damaged_directories_are_refused(tmp_path):
 
 @pytest.mark.parametrize("keep", [4, 100, -10])
 def test_truncated_safetensors_are_refused(tmp_path, keep, monkeypatch):
-    monkeypatch.setattr(store, "_converters", lambda: [])
+    monkeypatch.setattr(load, "_converters", lambda: [])
     path = tmp_path / "p.safetensors"
     component = make(checkpoint_path=str(path))
     checkpoint.save(path, component.init_params(jax.random.key(0)), component=component)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"p\.safetensors"):
-        component.load_params()
+        checkpoint.load_params(component)
 
 
 def test_a_component_without_a_checkpoint_says_what_to_set():
     with pytest.raises(
         ValueError, match=r"MlpConfig names no checkpoint: set its check"
     ):
-        make().load_params()
+        checkpoint.load_params(make())
 
 
 def test_sources_that_nobody_knows_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "_converters", lambda: [])
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt .*MlpConfig\.checkpoint"):
-        make(checkpoint_path=str(tmp_path / "nowhere.pt")).load_params()
+    monkeypatch.setattr(load, "_converters", lambda: [])
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere\.pt; set checkpoint_path of Ml"
+    ):
+        checkpoint.load_params(make(checkpoint_path=str(tmp_path / "nowhere.pt")))
     (tmp_path / "a.pt").write_bytes(b"x" * 100)
     with pytest.raises(ValueError, match=r"no converter knows the architecture .mlp."):
-        make(checkpoint_path=str(tmp_path / "a.pt")).load_params()
+        checkpoint.load_params(make(checkpoint_path=str(tmp_path / "a.pt")))
 
 
 def test_converters_are_asked_in_turn(tmp_path, monkeypatch):
@@ -364,18 +375,18 @@ def test_converters_are_asked_in_turn(tmp_path, monkeypatch):
             return converter
 
     monkeypatch.setattr(
-        store.importlib.metadata,
+        load.importlib.metadata,
         "entry_points",
-        lambda group: {store.CONVERTERS: [Entry(None), Entry(params)]}[group],
+        lambda group: {load.CONVERTERS: [Entry(None), Entry(params)]}[group],
     )
     component = make(checkpoint_path="hf://owner/repo/file.pt")
-    assert component.load_params() is params
+    assert checkpoint.load_params(component) is params
     assert asked == [(component, "hf://owner/repo/file.pt", None)] * 2
 
 
 def test_a_clone_that_is_not_installed_has_its_converter(monkeypatch):
-    monkeypatch.setattr(store.importlib.metadata, "entry_points", lambda group: [])
-    [converter] = store._converters()
+    monkeypatch.setattr(load.importlib.metadata, "entry_points", lambda group: [])
+    [converter] = load._converters()
     assert converter.value == "fdjax_convert.convert:load_params"
     assert callable(converter.load())
 
@@ -392,7 +403,7 @@ def test_a_full_disk_is_named_before_and_during_a_save(tmp_path, monkeypatch):
     def fill():
         raise ValueError("RESOURCE_EXHAUSTED: [Errno 28] No space left on device")
 
-    lazy = checkpoint_io.LazyArray((2,), np.float32, fill)
+    lazy = LazyTensor((2,), np.dtype(np.float32), fill)
     with pytest.raises(OSError, match=r"filled up while .*p was written") as error:
         checkpoint.save(tmp_path / "p", {"a": lazy})
     assert error.value.errno == errno.ENOSPC
@@ -401,14 +412,69 @@ def test_a_full_disk_is_named_before_and_during_a_save(tmp_path, monkeypatch):
 
 def test_locks_exclude_other_processes(tmp_path):
     code = (
-        "import sys, pathlib; from fdjax.checkpoint import io as checkpoint_io\n"
-        "with checkpoint_io.file_lock(pathlib.Path(sys.argv[1])): print('got it')"
+        "import sys, pathlib; from fdjax.checkpoint import files\n"
+        "with files.file_lock(pathlib.Path(sys.argv[1])): print('got it')"
     )
-    command = [sys.executable, "-c", code, tmp_path / "lock"]
-    with processes.running(command, stdout=subprocess.PIPE) as process:
-        with (
-            checkpoint_io.file_lock(tmp_path / "lock"),
-            pytest.raises(subprocess.TimeoutExpired),
-        ):
+    with files.file_lock(tmp_path / "lock"):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path / "lock"], stdout=subprocess.PIPE
+        )
+        with pytest.raises(subprocess.TimeoutExpired):
             process.wait(3)
-        assert process.communicate(timeout=30)[0] == b"got it\n"
+    assert process.communicate(timeout=30)[0] == b"got it\n"
+
+
+def test_our_own_files_need_no_converter_wherever_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(load, "_converters", lambda: [])
+    monkeypatch.setenv("FDJAX_CACHE_DIR", str(tmp_path / "cache"))
+    params = make().init_params(jax.random.key(0))
+    checkpoint.save(tmp_path / "p.safetensors", params, component=make())
+    with servers.serve() as server:
+        server.files["p.safetensors"] = (tmp_path / "p.safetensors").read_bytes()
+        component = make(checkpoint_path=f"{server.url}/p.safetensors")
+        assert_same(checkpoint.load_params(component), params)
+
+
+class Wrapped(Mlp):
+    """Has its parameters from another component."""
+
+    @property
+    def params_owner(self):
+        return make(checkpoint_path=self.config.path)
+
+    def check_files(self):
+        raise AssertionError("the owner's files count")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WrappedConfig(InstantiateConfig):
+    _target: type = Wrapped
+    path: str
+
+
+def test_a_component_may_wrap_the_one_that_owns_the_parameters(tmp_path):
+    params = make().init_params(jax.random.key(0))
+    checkpoint.save(tmp_path / "p", params, component=make())
+    wrapped = WrappedConfig(path=str(tmp_path / "p")).setup()
+    assert wrapped.checkpoint_path == str(tmp_path / "p")
+    assert_same(checkpoint.load_params(wrapped), params)
+
+
+def test_a_pipeline_places_its_parts(monkeypatch):
+    asked = {}
+
+    def load_params(component, *, sharding=None):
+        asked[component] = sharding
+        return {}
+
+    monkeypatch.setattr(checkpoint, "load_params", load_params)
+    pipeline = tiny.CONFIG.setup()
+    one = placement.default_sharding()
+    parts = {"transformer": {"w": one}, "decoder": one}
+    assert set(pipeline.load_params(sharding=parts)) == set(pipeline.components)
+    for name, component in pipeline.components.items():
+        assert asked[component] is parts.get(name)
+    pipeline.load_params(only=["transformer"], sharding=one)
+    assert asked[pipeline.components["transformer"]] is one
+    with pytest.raises(ValueError, match=r"sharding names \['vae'\]; there are"):
+        pipeline.load_params(sharding={"vae": one})

@@ -1,10 +1,7 @@
-"""Prompts, output directories, downloads, outputs that appear whole."""
+"""Prompts, output directories, outputs that appear whole."""
 
-import functools
-import http.server
 import os
 import pathlib
-import threading
 
 import pytest
 
@@ -90,77 +87,3 @@ def test_cache_dir_can_be_moved(monkeypatch, tmp_path):
     assert files.cache_dir() == tmp_path
     monkeypatch.delenv("FDJAX_CACHE_DIR")
     assert files.cache_dir() == pathlib.Path.home() / ".cache" / "fdjax"
-
-
-class _QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def server(tmp_path):
-    """A web server of `tmp_path/site`; gives its URL."""
-    (tmp_path / "site").mkdir()
-    handler = functools.partial(_QuietHandler, directory=str(tmp_path / "site"))
-    with http.server.HTTPServer(("127.0.0.1", 0), handler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{httpd.server_port}"
-        httpd.shutdown()
-        thread.join()
-
-
-def test_a_url_is_downloaded_once(server, tmp_path, monkeypatch):
-    monkeypatch.setenv("FDJAX_CACHE_DIR", str(tmp_path / "cache"))
-    (tmp_path / "site" / "a b.bin").write_bytes(b"one")
-    path = files.resolve_input(f"{server}/a%20b.bin?x=1")
-    assert path.name == "a b.bin"
-    assert path.read_bytes() == b"one"
-    (tmp_path / "site" / "a b.bin").write_bytes(b"two")
-    assert files.resolve_input(f"{server}/a%20b.bin").read_bytes() == b"one"
-
-
-def test_a_failed_download_leaves_nothing(server, tmp_path, monkeypatch):
-    monkeypatch.setenv("FDJAX_CACHE_DIR", str(tmp_path / "cache"))
-    with pytest.raises(FileNotFoundError, match=r"/no\.png cannot be downloaded.*404"):
-        files.resolve_input(f"{server}/no.png")
-    with pytest.raises(FileNotFoundError, match="cannot be downloaded"):
-        files.resolve_input("http://127.0.0.1:9/x.png")
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-
-
-def test_a_path_is_itself(tmp_path):
-    (tmp_path / "a").write_text("x")
-    assert files.resolve_input(tmp_path / "a") == tmp_path / "a"
-    with pytest.raises(FileNotFoundError, match="b does not exist"):
-        files.resolve_input(tmp_path / "b")
-
-
-def test_a_hub_file_is_downloaded(tmp_path, monkeypatch):
-    asked = []
-
-    def download(repository, name):
-        asked.append((repository, name))
-        return str(tmp_path / "blob")
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    path = files.resolve_input("hf://owner/repo/sub/file.json")
-    assert path == tmp_path / "blob"
-    assert asked == [("owner/repo", "sub/file.json")]
-
-
-@pytest.mark.parametrize("url", ["hf://", "hf://owner", "hf://owner/repo/"])
-def test_a_hub_url_names_a_file(url):
-    with pytest.raises(FileNotFoundError, match="must be hf://owner/repository/path"):
-        files.resolve_input(url)
-
-
-def test_a_hub_file_that_cannot_be_had_names_the_remedy(monkeypatch):
-    from huggingface_hub import errors
-
-    def download(*_):
-        raise errors.LocalEntryNotFoundError("offline.\nlong story")
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    with pytest.raises(FileNotFoundError, match=r"offline\. With the file at hand"):
-        files.resolve_input("hf://owner/repo/file.json")

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from fdjax_convert.rules import rules
+from fdjax_convert import rules
 from fdjax_convert.tables import clip
 from fdjax_models.networks.clip import ClipImageEncoderConfig
 from tests import golden

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdjax_convert.rules import rules
+from fdjax_convert import rules
 from fdjax_convert.tables import clip
 from fdjax_models.networks.clip import ClipImageEncoderConfig, preprocess
 from tests import golden

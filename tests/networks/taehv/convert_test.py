@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from fdjax_convert.rules import rules
+from fdjax_convert import rules
 from fdjax_convert.tables import layouts, taehv
 from fdjax_models.networks.taehv.decoder import TAEW2_1, TaehvDecoderConfig
 from fdjax_models.networks.taehv.encoder import TaehvEncoderConfig

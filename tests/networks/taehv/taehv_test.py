@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fdjax import testing
-from fdjax_convert.rules import rules
+from fdjax_convert import rules
 from fdjax_convert.tables import taehv
 from fdjax_models.networks.taehv.decoder import TAEW2_1, TAEW2_2, TaehvDecoderConfig
 from fdjax_models.networks.taehv.encoder import TaehvEncoderConfig

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from fdjax_convert.rules import rules
+from fdjax_convert import rules
 from fdjax_convert.tables import umt5
 from fdjax_models.networks.umt5 import Umt5TextEncoderConfig
 from tests import golden

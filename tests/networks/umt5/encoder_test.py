@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdjax import testing
-from fdjax_convert.rules import rules
+from fdjax import checkpoint, testing
+from fdjax_convert import rules
 from fdjax_convert.tables import umt5
 from fdjax_models.networks.umt5 import Umt5TextEncoderConfig
 from fdjax_models.networks.umt5.model import relative_position_buckets
@@ -147,7 +147,7 @@ def test_missing_tokenizer_shows_before_weights_are_read(tmp_path):
         tiny.CONFIG, checkpoint_path="nowhere.pth", tokenizer_path=str(tmp_path)
     )
     with pytest.raises(FileNotFoundError, match=r"no tokenizer at .*tokenizer\.json"):
-        config.setup().load_params()
+        checkpoint.load_params(config.setup())
 
 
 def test_checkpoint_needs_a_tokenizer():

@@ -57,7 +57,7 @@ def test_folder_is_as_good_as_file(file):
 
 
 def test_file_on_the_hub(file, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: str(file))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(file))
     assert lib.load_tokenizer("hf://owner/repo/tokenizer.json")("a cat") == [4, 5, 1]
 
 

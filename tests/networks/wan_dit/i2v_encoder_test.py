@@ -1,5 +1,6 @@
 """The control encoder of image-to-video: chunks, mask, reuse, bad input."""
 
+import dataclasses
 import functools
 
 import chex
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fdjax import checkpoint
 from fdjax.contract.conditioner import Conditions
 from fdjax_models.networks.wan_dit.i2v_encoder import (
     ENCODED_CHUNKS,
@@ -85,11 +87,16 @@ def test_cache_is_steady_after_the_first_chunk():
     assert [int(cache.num_chunks[0]) for cache in caches] == list(range(8))
 
 
-def test_parameters_are_those_of_the_vae(monkeypatch):
+def test_parameters_are_those_of_the_vae(tmp_path):
     encoder = ImageControlEncoderConfig(encoder=VAE, len_t=LEN_T).setup()
     assert encoder.param_shapes() == VAE.setup().param_shapes()
-    monkeypatch.setattr(vae.WanVaeEncoder, "load_params", lambda self: self.config)
-    assert encoder.load_params() == VAE
+    path = str(tmp_path / "vae")
+    stored = dataclasses.replace(VAE, checkpoint_path=path)
+    params = stored.setup().init_params(jax.random.key(0))
+    checkpoint.save(path, params, component=stored.setup())
+    encoder = ImageControlEncoderConfig(encoder=stored, len_t=LEN_T).setup()
+    assert encoder.checkpoint_path == path
+    chex.assert_trees_all_equal(checkpoint.load_params(encoder), params)
 
 
 def test_bad_input():

@@ -6,7 +6,7 @@ import functools
 import jax
 import numpy as np
 
-from fdjax_convert.rules.rules import convert
+from fdjax_convert.rules import convert
 from fdjax_convert.tables import wan_dit
 from fdjax_models.networks.wan_dit.config import WanDiTConfig
 from fdjax_models.networks.wan_dit.dit import init_params
@@ -90,19 +90,7 @@ def params(config: WanDiTConfig, source=None, rules=wan_dit.OFFICIAL):
     shapes = jax.eval_shape(init, jax.random.key(0))
     source = checkpoint(config) if source is None else source
 
-    # INTERIM
-    def flat(path, leaf):
-        if "qkv" in jax.tree_util.keystr(path):
-            k = leaf.ndim - 3
-            return jax.ShapeDtypeStruct(
-                (*leaf.shape[:k], math.prod(leaf.shape[k:])), leaf.dtype
-            )
-        return leaf
-
-    import math
-
-    out = convert(source, rules, jax.tree_util.tree_map_with_path(flat, shapes))
-    return jax.tree.map(lambda x, s: jax.numpy.asarray(x).reshape(s.shape), out, shapes)
+    return jax.tree.map(jax.numpy.asarray, convert(source, rules, shapes))
 
 
 def commit(transformer, params, cache, clean, control, timestep=0.0):

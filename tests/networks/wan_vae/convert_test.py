@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from fdjax_convert.rules import rules
+from fdjax_convert import rules
 from fdjax_convert.tables import layouts, wan_vae
 from fdjax_models.networks.wan_vae import vae
 

@@ -10,7 +10,7 @@ import pytest
 
 from fdjax import testing
 from fdjax.nn.resample import depth_to_space, space_to_depth
-from fdjax_convert.rules import rules
+from fdjax_convert import rules
 from fdjax_convert.tables import wan_vae
 from fdjax_models.networks.wan_vae import vae
 from fdjax_models.networks.wan_vae.networks import WanVaeConfig

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from fdjax import InstantiateConfig, StreamingDecoder
@@ -23,9 +22,6 @@ class BlockDecoder(StreamingDecoder):
     def init_params(self, key):
         return {"gain": jnp.ones(3)}
 
-    def load_params(self):
-        return self.init_params(jax.random.key(0))
-
     def initialize_cache(self, params, batch_size, height, width):
         return ()
 
@@ -40,6 +36,9 @@ class BlockDecoderConfig(InstantiateConfig):
     """Config of `BlockDecoder`."""
 
     _target: type = BlockDecoder
+
+    checkpoint_path: str = "package://fdjax_ripples/decoder.safetensors"
+    """Weights, which ship in the package."""
 
     block: int = 4
     """Pixels per latent row and column."""

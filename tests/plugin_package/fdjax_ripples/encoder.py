@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,9 +31,6 @@ class RippleEncoder(StreamingEncoder):
     def init_params(self, key):
         return self.module.init(key, jnp.zeros(1), 1, 1)["params"]
 
-    def load_params(self):
-        return self.init_params(jax.random.key(0))
-
     def initialize_cache(self, params, conditions, height, width):
         # Zeros of the latent's size carry the size as a shape.
         return jnp.zeros((conditions.batch_size, height, width))
@@ -48,6 +44,9 @@ class RippleEncoderConfig(InstantiateConfig):
     """Config of `RippleEncoder`."""
 
     _target: type = RippleEncoder
+
+    checkpoint_path: str = "package://fdjax_ripples/encoder.safetensors"
+    """Weights, which ship in the package."""
 
     num_ripples: int = 2
     """Ripples across the picture, at least 1."""

@@ -45,9 +45,6 @@ class RippleTransformer(Transformer):
             "params"
         ]
 
-    def load_params(self):
-        return self.init_params(jax.random.key(0))
-
     def initialize_cache(self, params, conditions, height, width):
         return RippleCache(
             previous=jnp.zeros((conditions.batch_size, height * width, 1)),
@@ -96,6 +93,9 @@ class RippleTransformerConfig(InstantiateConfig):
     """Config of `RippleTransformer`."""
 
     _target: type = RippleTransformer
+
+    checkpoint_path: str = "package://fdjax_ripples/transformer.safetensors"
+    """Weights, which ship in the package."""
 
     inertia: float = 0.5
     """Weight of the chunk before, in [0, 1)."""

@@ -63,10 +63,9 @@ class Umt5TextEncoder(TextEncoder):
         shapes = jax.eval_shape(self.module.init, key, token_ids, mask)["params"]
         return random_params(shapes, key)
 
-    def load_params(self) -> Params:
-        """Parameters from the checkpoint; see `ParametricComponent.load_params`."""
-        _ = self._to_ids  # a missing tokenizer shows before gigabytes are read
-        return super().load_params()
+    def check_files(self) -> None:
+        """Reads the tokenizer."""
+        _ = self._to_ids
 
     def tokenize(self, text: Sequence[str]) -> TokenizedPrompts:
         """Cleans and tokenizes; warns of prompts that are too long.

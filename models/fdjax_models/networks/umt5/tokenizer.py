@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fdjax.checkpoint import files
+from fdjax.checkpoint import address, fetch
 
 _PAD = "<pad>"
 _END = "</s>"
@@ -46,7 +46,8 @@ def load_tokenizer(path: str | pathlib.Path) -> Callable[[str], list[int]]:
     """Reads a `tokenizer.json`.
 
     Args:
-        path: The file, the folder it is in, or `hf://owner/repo/…/tokenizer.json`.
+        path: The file, the folder it is in, or an address such as
+            `hf://owner/repo/…/tokenizer.json`: see `fdjax.checkpoint.address`.
 
     Returns:
         A function from a cleaned prompt to its token ids, the end mark included.
@@ -57,11 +58,13 @@ def load_tokenizer(path: str | pathlib.Path) -> Callable[[str], list[int]]:
     """
     import tokenizers
 
-    remote = "://" in str(path)
-    path = files.resolve_input(path) if remote else pathlib.Path(path).expanduser()
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
-        raise FileNotFoundError(_missing(file))
+    local = address.local_path(path)
+    if local is None:
+        file = fetch.fetch_file(path, what="tokenizer")
+    else:
+        file = local / "tokenizer.json" if local.is_dir() else local
+        if not file.is_file():
+            raise FileNotFoundError(_missing(file))
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the package raises bare Exceptions

@@ -63,9 +63,10 @@ class ImageControlEncoder(StreamingEncoder):
         """Random parameters of the VAE's encoder."""
         return self.encoder.init_params(key)
 
-    def load_params(self) -> Params:
-        """Parameters from the checkpoint that `config.encoder` names."""
-        return self.encoder.load_params()
+    @property
+    def params_owner(self) -> WanVaeEncoder:
+        """The VAE's encoder."""
+        return self.encoder
 
     def initialize_cache(
         self, params: Params, conditions: Conditions, height: int, width: int

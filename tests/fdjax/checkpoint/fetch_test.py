@@ -8,8 +8,9 @@ import socket
 
 import pytest
 
-from fdjax.checkpoint import download
-from fdjax.checkpoint.download import HubSource, fetch, parse_hub
+from fdjax.checkpoint import fetch as fetching
+from fdjax.checkpoint.errors import CheckpointError
+from fdjax.checkpoint.fetch import fetch, fetch_file
 from tests.convert import servers
 
 BODY = bytes(range(256)) * 5000
@@ -27,14 +28,13 @@ def caches(tmp_path, monkeypatch):
     monkeypatch.setenv("FDJAX_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(fetching.time, "sleep", lambda seconds: None)
     return tmp_path
 
 
 @pytest.fixture
 def hub(server, tmp_path, monkeypatch):
     """The server, in the place of huggingface.co."""
-    import huggingface_hub
     from huggingface_hub import constants
 
     template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
@@ -42,58 +42,8 @@ def hub(server, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    real = huggingface_hub.hf_hub_download
-    snapshot = huggingface_hub.snapshot_download
-    place = {"cache_dir": str(tmp_path / "hub")}
-    monkeypatch.setattr(
-        huggingface_hub, "hf_hub_download", lambda *a, **k: real(*a, **k, **place)
-    )
-    monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda *a, **k: snapshot(*a, **k, **place)
-    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return server
-
-
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("hf://a/b/c/d.pt", HubSource("a/b", "c/d.pt")),
-        ("a/b/c/d.pt", HubSource("a/b", "c/d.pt")),
-        ("hf://a/b@v1.0/d.pt", HubSource("a/b", "d.pt", "v1.0")),
-        ("hf://a/b", HubSource("a/b")),
-        ("Wan-AI/Wan2.1-T2V-1.3B/", HubSource("Wan-AI/Wan2.1-T2V-1.3B")),
-        ("https://huggingface.co/a/b", HubSource("a/b")),
-        (
-            "https://huggingface.co/a/b/resolve/main/c/d%20e.pt?download=true",
-            HubSource("a/b", "c/d e.pt", "main"),
-        ),
-        ("https://www.huggingface.co/a/b/blob/v1/d.pt", HubSource("a/b", "d.pt", "v1")),
-        ("http://hf.co/a/b/tree/main/folder", HubSource("a/b", "folder", "main")),
-        ("https://example.org/a/b/c.pt", None),
-        ("/a/b/c.pt", None),
-        ("./a/b.pt", None),
-        ("~/a/b.pt", None),
-        ("model.pt", None),
-        ("s3://a/b", None),
-    ],
-)
-def test_ways_to_name_something_on_the_hub(source, expected):
-    assert parse_hub(source) == expected
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "hf://onlyowner",
-        "hf:///a/b",
-        "https://huggingface.co/a",
-        "https://huggingface.co/a/b/commits/main",
-        "https://huggingface.co/a/b/raw/main/c.pt",
-    ],
-)
-def test_addresses_that_cannot_be_read_are_refused(source):
-    with pytest.raises(ValueError, match=r"must look like"):
-        parse_hub(source)
 
 
 def test_local_paths_are_used_as_they_are(tmp_path, monkeypatch):
@@ -118,7 +68,7 @@ def test_a_file_of_the_hub_is_fetched_once(hub):
     hub.files["owner/repo/folder/a.pt"] = BODY
     path = fetch("hf://owner/repo/folder/a.pt")
     assert path.read_bytes() == BODY
-    assert download.known_sha256(path) == hashlib.sha256(BODY).hexdigest()
+    assert fetching.known_sha256(path) == hashlib.sha256(BODY).hexdigest()
     gets = [r for r in hub.requests if r[0] == "GET"]
     assert (
         fetch(f"https://huggingface.co/owner/repo/blob/{'0' * 40}/folder/a.pt") == path
@@ -238,6 +188,48 @@ def test_a_disk_that_is_full_is_not_called_a_missing_file(hub, monkeypatch):
     assert error.value.errno == errno.ENOSPC
 
 
+def test_a_file_that_is_not_what_the_hub_states_is_refused(hub):
+    hub.files["owner/repo/a.pt"] = BODY
+    hub.tags["owner/repo/a.pt"] = "ab" * 32
+    for _ in range(2):  # and it does not stay
+        with pytest.raises(CheckpointError, match=r"corrupt: its sha256 must be abab"):
+            fetch("owner/repo/a.pt")
+    del hub.tags["owner/repo/a.pt"]
+    assert fetch("owner/repo/a.pt").read_bytes() == BODY
+
+
+def test_what_is_in_the_cache_is_not_read_again(hub, monkeypatch):
+    hub.files["owner/repo/a.pt"] = BODY
+    path = fetch("owner/repo/a.pt")
+    monkeypatch.setattr(fetching, "sha256", lambda path: pytest.fail("was read"))
+    assert fetch("owner/repo/a.pt") == path
+
+
+@pytest.mark.parametrize("get", [fetch, fetch_file])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "owner/repo@refs/pr/7/t/a.json",
+        "hf://owner/repo@refs%2Fpr%2F7/t/a.json",
+        "https://huggingface.co/owner/repo/resolve/refs%2Fpr%2F7/t/a.json",
+    ],
+)
+def test_revisions_work_for_every_kind_of_file(hub, get, source):
+    hub.files["owner/repo/t/a.json"] = b"{}"
+    assert get(source).read_bytes() == b"{}"
+    gets = [request[1] for request in hub.requests if request[0] == "GET"]
+    assert gets == ["owner/repo/resolve/refs/pr/7/t/a.json"]
+
+
+def test_the_site_of_the_environment_is_the_hub(hub, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    hub.files["owner/repo/a.pt"] = BODY
+    path = fetch(f"{hub.url}/owner/repo/resolve/main/a.pt")
+    assert path == fetch("hf://owner/repo/a.pt")
+    with pytest.raises(FileNotFoundError, match=f"Get it from {hub.url}/owner/repo/"):
+        fetch("owner/repo/b.pt")
+
+
 # --- other addresses --------------------------------------------------------------
 
 
@@ -314,3 +306,48 @@ def test_a_disk_without_room_is_seen_before_the_download(server, monkeypatch):
     with pytest.raises(OSError, match="too full") as error:
         fetch(server.url + "/a.pt")
     assert error.value.errno == errno.ENOSPC
+
+
+def test_the_query_belongs_to_what_is_kept(server):
+    server.files["a.png"] = b"one"
+    first = fetch_file(server.url + "/a.png?v=1")
+    server.files["a.png"] = b"two"
+    assert fetch_file(server.url + "/a.png?v=2").read_bytes() == b"two"
+    assert fetch_file(server.url + "/a.png?v=1") == first
+    assert first.name == "a.png"
+    assert first.read_bytes() == b"one"
+
+
+# --- single files -----------------------------------------------------------------
+
+
+def test_a_single_file_is_itself(tmp_path, monkeypatch):
+    path = tmp_path / "images" / "a.png"
+    path.parent.mkdir()
+    path.write_text("x")
+    assert fetch_file(path) == path
+    monkeypatch.chdir(tmp_path)
+    assert fetch_file("images/a.png").read_text() == "x"
+    with pytest.raises(FileNotFoundError, match="input file images is a directory"):
+        fetch_file("images")
+    for missing in ("b", "images/b.png", str(path) + "x"):
+        with pytest.raises(FileNotFoundError, match=f"image {missing} does not exist"):
+            fetch_file(missing, what="image")
+
+
+def test_a_single_file_of_the_hub(hub):
+    hub.files["owner/repo/sub/tokenizer.json"] = b"{}"
+    hub.files["owner/repo/sub/picture.png"] = b"png"
+    assert fetch_file("hf://owner/repo/sub/tokenizer.json").read_bytes() == b"{}"
+    assert fetch_file("owner/repo/sub/picture.png").read_bytes() == b"png"
+    with pytest.raises(FileNotFoundError, match=r"set the image to the local file"):
+        fetch_file("owner/repo/sub/other.png", what="image")
+    with pytest.raises(FileNotFoundError, match="hf://owner/repo must name a file"):
+        fetch_file("hf://owner/repo")
+
+
+def test_a_single_file_that_cannot_be_fetched_leaves_nothing(server, caches):
+    with pytest.raises(FileNotFoundError, match=r"/no\.png cannot be fetched.*404"):
+        fetch_file(server.url + "/no.png")
+    left = [path for path in (caches / "cache").rglob("*") if path.is_file()]
+    assert [path.name for path in left] == [".lock"]

@@ -1,7 +1,8 @@
-"""Finds checkpoints: local paths, files and folders on Hugging Face, plain URLs.
+"""Brings what an address names to this machine: checkpoints, tokenizers, images.
 
 Hugging Face goes through its own client: its cache, progress bar, resume, HF_TOKEN,
-HF_HOME and HF_HUB_OFFLINE. A plain URL is kept under FDJAX_CACHE_DIR/downloads.
+HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE. What it newly brings is compared with the
+checksum that the site states. Another URL is kept under FDJAX_CACHE_DIR/downloads.
 """
 
 import dataclasses
@@ -14,17 +15,20 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fdjax.checkpoint import files
-from fdjax.checkpoint import io as checkpoint_io
+from fdjax.checkpoint.address import (
+    WEIGHT_SUFFIXES,
+    HubAddress,
+    LocalAddress,
+    UrlAddress,
+    parse,
+)
+from fdjax.checkpoint.errors import CheckpointError
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-"""Endings of files that can hold weights."""
-
-_HUB = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(.*)")
-_BARE = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w./-]+?)?(?:/.+)?")
 _BLOCK = 1 << 20
 _TIMEOUT = 30.0  # seconds that a connection may stand still
 _ATTEMPTS = 4
@@ -32,93 +36,57 @@ _TRANSPORTS = ("http", "requests.", "urllib3.")
 _TRUE = ("1", "true", "yes", "on", "t", "y")
 
 
-@dataclasses.dataclass(frozen=True)
-class HubSource:
-    """A file or a folder of a Hugging Face model repository.
-
-    Attributes:
-        repo: "owner/name".
-        path: Path in it; "" is the whole repository.
-        revision: Branch, tag or commit; None is the main branch.
-    """
-
-    repo: str
-    path: str = ""
-    revision: str | None = None
-
-    @property
-    def is_file(self) -> bool:
-        """Whether the path names a file, by its ending."""
-        return self.path.endswith((*SUFFIXES, ".json"))
-
-    @property
-    def url(self) -> str:
-        """The page where a person finds it."""
-        if not self.path:
-            return f"https://huggingface.co/{self.repo}"
-        kind = "blob" if self.is_file else "tree"
-        revision = self.revision or "main"
-        return f"https://huggingface.co/{self.repo}/{kind}/{revision}/{self.path}"
-
-
-def parse_hub(source: str) -> HubSource | None:
-    """Reads a way to name something on Hugging Face; None if it is something else.
-
-    Accepted: `hf://owner/repo[@revision][/path]`, the same without `hf://`, and the
-    addresses of the site (`/blob/`, `/resolve/` and `/tree/` pages, or the repository).
-
-    Raises:
-        ValueError: It starts like one of these, but cannot be read.
-    """
-    if match := _HUB.fullmatch(source):
-        parts = urllib.parse.urlsplit(match[1]).path.strip("/").split("/")
-        parts = [urllib.parse.unquote(part) for part in parts]
-        if len(parts) == 2:
-            return HubSource("/".join(parts))
-        if len(parts) < 4 or parts[2] not in ("blob", "resolve", "tree"):
-            raise ValueError(
-                f"{source} must look like https://huggingface.co/OWNER/REPO/resolve/"
-                "REVISION/FILE"
-            )
-        return HubSource("/".join(parts[:2]), "/".join(parts[4:]), parts[3])
-    text = source.removeprefix("hf://")
-    if text == source and (source.startswith((".", "/", "~")) or "://" in source):
-        return None
-    if not _BARE.fullmatch(text.rstrip("/")):
-        if text != source:
-            raise ValueError(f"{source} must look like hf://OWNER/REPO[@REVISION]/FILE")
-        return None
-    owner, name, *path = text.strip("/").split("/")
-    name, _, revision = name.partition("@")
-    return HubSource(f"{owner}/{name}", "/".join(path), revision or None)
-
-
 def fetch(source: str | os.PathLike, *, flag: str = "checkpoint_path") -> Path:
     """The local file, index or directory of a checkpoint, downloaded if need be.
 
     Args:
-        source: A local path; `hf://owner/repo/file`, `owner/repo/file` or a
-            huggingface.co address; another URL, with `#sha256=…` to have it checked.
+        source: An address: see `address`. A folder on Hugging Face must hold one
+            checkpoint; of a sharded index the shards are fetched too.
         flag: What the user sets to use a local path, for the error messages.
 
     Raises:
         FileNotFoundError: It cannot be found or fetched: says which file, where to get
             it, and which flag takes a local path.
-        ValueError: The address cannot be read, or the checksum is wrong.
+        ValueError: The address cannot be read, or a checksum is wrong.
     """
-    text = os.fspath(source)
-    path = Path(text).expanduser()
-    if path.exists():
-        return path
-    if hub := parse_hub(text):
-        return _fetch_hub(hub, text, flag)
-    if urllib.parse.urlsplit(text).scheme in ("http", "https"):
-        return _fetch_url(text, flag)
-    if "://" in text:
-        raise ValueError(
-            f"{text}: must be a local path, hf://OWNER/REPO/FILE or an https address"
+    match address := parse(source):
+        case HubAddress():
+            get = _hub_file if address.is_checkpoint_file else _hub_folder
+            return _fetch_hub(address, source, flag, get)
+        case UrlAddress():
+            return _fetch_url(address, flag)
+    if not address.path.exists():
+        raise FileNotFoundError(
+            f"There is no checkpoint at {address.path}; set {flag}."
         )
-    raise FileNotFoundError(f"There is no checkpoint at {path}; set {flag}.")
+    return address.path
+
+
+def fetch_file(source: str | os.PathLike, *, what: str = "input file") -> Path:
+    """The one local file that an address names, downloaded if need be.
+
+    Args:
+        source: An address: see `address`.
+        what: What it is, for the error messages.
+
+    Raises:
+        FileNotFoundError: It cannot be found or fetched, or it is a directory.
+        ValueError: The address cannot be read, or a checksum is wrong.
+    """
+    address = parse(source)
+    if isinstance(address, HubAddress) and not address.path:
+        if "://" in os.fspath(source):
+            raise FileNotFoundError(f"{what} {source} must name a file: it is missing.")
+        address = LocalAddress(Path(source))
+    match address:
+        case HubAddress():
+            return _fetch_hub(address, source, f"the {what}", _hub_one)
+        case UrlAddress():
+            return _fetch_url(address, f"the {what}")
+    if not address.path.is_file():
+        is_now = "is a directory" if address.path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{what} {address.path} {is_now}.")
+    return address.path
 
 
 def is_offline() -> bool:
@@ -133,15 +101,44 @@ def known_sha256(path: Path) -> str | None:
     return name if re.fullmatch(r"[0-9a-f]{64}", name) else None
 
 
+def sha256(path: Path) -> str:
+    """Checksum of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(path: Path) -> str:
+    """Checksum of a file, compared with what its origin states.
+
+    Raises:
+        CheckpointError: They differ: the file is corrupt.
+    """
+    stated, found = known_sha256(path), sha256(path)
+    if stated is not None and stated != found:
+        raise CheckpointError(
+            f"{path} is corrupt: its sha256 must be {stated}, is {found}; delete "
+            f"{path.resolve()} and fetch it again"
+        )
+    return found
+
+
 # Hugging Face
 
 
-def _fetch_hub(hub: HubSource, source: str, flag: str) -> Path:
+def _fetch_hub(
+    hub: HubAddress,
+    source: str | os.PathLike,
+    flag: str,
+    get: Callable[[HubAddress], Path],
+) -> Path:
+    """Calls `get`, and says what a user can do about what goes wrong."""
     from huggingface_hub import errors
 
     try:
-        with checkpoint_io.explain_full_disk(Path("the Hugging Face cache (HF_HOME)")):
-            return _fetch_hub_file(hub) if hub.is_file else _fetch_hub_folder(hub)
+        with files.explain_full_disk(Path("the Hugging Face cache (HF_HOME)")):
+            return get(hub)
+    except CheckpointError:
+        raise
     except errors.GatedRepoError:
         reason = (
             f"the repository asks for a licence: accept it at {hub.url} and log in "
@@ -149,7 +146,7 @@ def _fetch_hub(hub: HubSource, source: str, flag: str) -> Path:
         )
     except errors.RepositoryNotFoundError:
         reason = f"Hugging Face has no repository {hub.repo}, or you have no access"
-        if "://" not in source:
+        if "://" not in os.fspath(source):
             reason += f", and there is no local file {source}"
     except errors.RevisionNotFoundError:
         reason = f"{hub.repo} has no revision {hub.revision}"
@@ -172,24 +169,37 @@ def _fetch_hub(hub: HubSource, source: str, flag: str) -> Path:
     )
 
 
-def _fetch_hub_file(hub: HubSource) -> Path:
-    """One file; of a sharded index, its shards too."""
+def _hub_one(hub: HubAddress) -> Path:
+    """One file; what is not in the cache yet is checked when it has arrived."""
     import huggingface_hub
 
-    def get(name: str) -> Path:
-        found = huggingface_hub.hf_hub_download(hub.repo, name, revision=hub.revision)
-        return Path(found)
+    known = huggingface_hub.try_to_load_from_cache(
+        hub.repo, hub.path, revision=hub.revision
+    )
+    found = Path(
+        huggingface_hub.hf_hub_download(hub.repo, hub.path, revision=hub.revision)
+    )
+    if not isinstance(known, str) or Path(known).resolve() != found.resolve():
+        try:
+            check_sha256(found)
+        except CheckpointError:
+            found.resolve().unlink()
+            raise
+    return found
 
-    path = get(hub.path)
+
+def _hub_file(hub: HubAddress) -> Path:
+    """One file; of a sharded index, its shards too."""
+    path = _hub_one(hub)
     if path.name.endswith(".index.json"):
         names = json.loads(path.read_text("utf-8")).get("weight_map", {})
         folder = hub.path.removesuffix(path.name)
         for name in sorted(set(names.values())):
-            get(folder + name)
+            _hub_one(dataclasses.replace(hub, path=folder + name))
     return path
 
 
-def _fetch_hub_folder(hub: HubSource) -> Path:
+def _hub_folder(hub: HubAddress) -> Path:
     """The one checkpoint of a folder; what is in it decides, without downloading."""
     import huggingface_hub
 
@@ -203,10 +213,11 @@ def _fetch_hub_folder(hub: HubSource) -> Path:
     inside = [name for name in names if name.startswith(folder)]
     flat = [name for name in inside if "/" not in name.removeprefix(folder)]
     chosen = [name for name in flat if name.endswith(".index.json")]
-    chosen = chosen or [name for name in flat if name.endswith(SUFFIXES)]
+    chosen = chosen or [name for name in flat if name.endswith(WEIGHT_SUFFIXES)]
     if len(chosen) == 1:
-        return _fetch_hub_file(dataclasses.replace(hub, path=chosen[0]))
-    weights = [name for name in inside if name.endswith((*SUFFIXES, ".index.json"))]
+        return _hub_file(dataclasses.replace(hub, path=chosen[0]))
+    endings = (*WEIGHT_SUFFIXES, ".index.json")
+    weights = [name for name in inside if name.endswith(endings)]
     what = "holds several checkpoints" if chosen else "holds no checkpoint"
     listed = ", ".join((chosen or weights)[:12]) or "none"
     raise FileNotFoundError(f"the folder {what}, name one file: {listed}")
@@ -215,11 +226,11 @@ def _fetch_hub_folder(hub: HubSource) -> Path:
 # Other addresses
 
 
-def _fetch_url(source: str, flag: str) -> Path:
-    url, _, fragment = source.partition("#")
+def _fetch_url(address: UrlAddress, flag: str) -> Path:
+    url, wanted = address.url, address.sha256
     name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
-    key = hashlib.sha256(source.encode()).hexdigest()[:16]
-    path = files.cache_dir() / "downloads" / key / (name or "checkpoint")
+    key = hashlib.sha256(f"{url}#{wanted}".encode()).hexdigest()[:16]
+    path = files.cache_dir() / "downloads" / key / (name or "file")
     if path.exists():
         return path
     if is_offline():
@@ -227,7 +238,7 @@ def _fetch_url(source: str, flag: str) -> Path:
             f"{url} is not in the cache, and offline mode is on (HF_HUB_OFFLINE). "
             f"Fetch it by other means and set {flag} to the local file."
         )
-    with checkpoint_io.file_lock(path.with_name(".lock")):
+    with files.file_lock(path.with_name(".lock")):
         if path.exists():
             return path
         part = path.with_name(path.name + ".part")
@@ -241,7 +252,6 @@ def _fetch_url(source: str, flag: str) -> Path:
                 f"run goes on from there. Or fetch it by other means and set {flag} to "
                 "the local file."
             ) from None
-        wanted = urllib.parse.parse_qs(fragment).get("sha256", [""])[0].lower()
         if wanted and (found := sha256(part)) != wanted:
             part.unlink()
             raise ValueError(
@@ -250,12 +260,6 @@ def _fetch_url(source: str, flag: str) -> Path:
             )
         part.rename(path)
     return path
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(url: str, part: Path) -> None:
@@ -295,7 +299,7 @@ def _download_once(url: str, part: Path) -> None:
         start = start if goes_on else 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length is not None else None
-        checkpoint_io.check_free_space(part, int(length or 0))
+        files.check_free_space(part, int(length or 0))
         version = response.headers.get("ETag") or response.headers.get("Last-Modified")
         if version and not version.startswith("W/"):
             tag.write_text(version, encoding="utf-8")

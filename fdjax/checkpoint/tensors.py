@@ -1,8 +1,9 @@
 """Tensors that are read when asked for, and the checks on their values."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -64,11 +65,27 @@ class LazyTensor:
 
 
 def as_lazy(value: Any) -> LazyTensor:
-    """Wraps an array; a `LazyTensor` is returned as it is."""
+    """Wraps an array; a `LazyTensor` is returned as it is.
+
+    An array on a device comes to the host when it is read.
+    """
     if isinstance(value, LazyTensor):
         return value
-    array = np.asarray(value)
-    return LazyTensor(array.shape, array.dtype, lambda: array)
+    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    return LazyTensor(array.shape, np.dtype(array.dtype), lambda: np.asarray(array))
+
+
+def common_dtype(dtypes: Iterable[Any]) -> np.dtype:
+    """A type that holds the values of all `dtypes`, by the rules of JAX."""
+    found = {np.dtype(dtype) for dtype in dtypes}
+    if len(found) == 1:
+        return found.pop()
+    try:
+        return np.dtype(
+            functools.reduce(jax.numpy.promote_types, sorted(found, key=str))
+        )
+    except jax.dtypes.TypePromotionError:  # 8-bit floats join with nothing by these
+        return np.dtype(np.float32)
 
 
 def is_float(dtype: Any) -> bool:
@@ -104,8 +121,8 @@ def is_finite(array: np.ndarray) -> bool:
 
 
 def cast(array: np.ndarray, dtype: Any) -> np.ndarray:
-    """Casts floating values to `dtype`; integers and None as `dtype` change nothing."""
-    if dtype is None or not is_float(array.dtype) or array.dtype == np.dtype(dtype):
+    """Casts to `dtype`, where it is another; None changes nothing."""
+    if dtype is None or array.dtype == np.dtype(dtype):
         return array
     with np.errstate(over="ignore"):  # an overflow is reported by name: `is_finite`
         return array.astype(dtype)

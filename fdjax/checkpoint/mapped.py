@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fdjax_convert.formats.tensors import LazyTensor
-from fdjax_convert.rules.problems import CheckpointError
+from fdjax.checkpoint.errors import CheckpointError
+from fdjax.checkpoint.tensors import LazyTensor
 
 
 class MappedFile:

@@ -1,0 +1,88 @@
+"""Finds the parameters of a component, and reads them onto the devices.
+
+A checkpoint in fdjax's own format is restored. Anything else is a published one: a
+converter, found through the entry-point group `fdjax.checkpoint_converters`, maps it.
+"""
+
+import importlib.metadata
+import os
+import pathlib
+import tomllib
+
+import jax
+
+from fdjax.axes import Params
+from fdjax.checkpoint import address
+from fdjax.checkpoint.fetch import fetch
+from fdjax.checkpoint.placement import Placement
+from fdjax.checkpoint.store import param_shapes, read_metadata, restore
+from fdjax.contract.component import ParametricComponent
+
+CONVERTERS = "fdjax.checkpoint_converters"
+"""Entry-point group. An entry is called as `converter(component, source, sharding=…)`
+and returns params, or None if it does not know the component's architecture."""
+
+
+def load_params(
+    component: ParametricComponent, *, sharding: Placement = None
+) -> Params:
+    """Parameters from what `component.checkpoint_path` names.
+
+    A component without parameters gives an empty dict and needs no checkpoint.
+
+    Args:
+        component: What has to be filled.
+        sharding: One `jax.sharding.Sharding` for all, a dict of them by name, or
+            None, the default device: see `placement.Placement`.
+
+    Returns:
+        Params in the dtypes of `param_shapes()`, on the devices.
+
+    Raises:
+        ValueError: No checkpoint is named, or it does not fit.
+        FileNotFoundError: It is missing, or cannot be downloaded.
+    """
+    component = component.params_owner
+    if not jax.tree.leaves(param_shapes(component)):
+        return {}
+    component.check_files()
+    name = type(component.config).__name__
+    source = component.checkpoint_path
+    if source is None:
+        raise ValueError(
+            f"{name} names no checkpoint: set its checkpoint_path to a file, a "
+            "directory, a URL or hf://owner/repo/file, or ask for random weights."
+        )
+    path = address.local_path(source)
+    if path is not None and path.exists() and read_metadata(path) is not None:
+        return restore(path, component=component, sharding=sharding)
+    for entry in _converters():
+        params = entry.load()(component, os.fspath(source), sharding=sharding)
+        if params is not None:
+            return params
+    path = fetch(source, flag=f"checkpoint_path of {name}")
+    if read_metadata(path) is not None:
+        return restore(path, component=component, sharding=sharding)
+    raise ValueError(
+        f"{path} is no checkpoint of fdjax, and no converter knows the architecture "
+        f"{component.architecture!r} of {name}."
+    )
+
+
+def _converters() -> list[importlib.metadata.EntryPoint]:
+    """The converters that are installed; in a clone, also those of its pyproject."""
+    points = list(importlib.metadata.entry_points(group=CONVERTERS))
+    path = pathlib.Path(__file__).parents[2] / "pyproject.toml"
+    try:
+        project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+    except (OSError, KeyError, tomllib.TOMLDecodeError):
+        return points
+    if project.get("name") != "fdjax":
+        return points
+    known = {point.value for point in points}
+    own = project.get("entry-points", {}).get(CONVERTERS, {})
+    return points + [
+        importlib.metadata.EntryPoint(name, value, CONVERTERS)
+        for name, value in own.items()
+        if value not in known
+    ]
