@@ -13,10 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fdjax.config import Component, InstantiateConfig, derive_config
-    from fdjax.contract.conditioner import Conditions
-    from fdjax.contract.decoder import StreamingDecoder
-    from fdjax.contract.encoder import NullEncoder, NullEncoderConfig, StreamingEncoder
-    from fdjax.contract.transformer import Transformer
+    from fdjax.contract.conditioner import ConditionerConfig, Conditions
+    from fdjax.contract.decoder import DecoderConfig, StreamingDecoder
+    from fdjax.contract.encoder import (
+        EncoderConfig,
+        NullEncoder,
+        NullEncoderConfig,
+        StreamingEncoder,
+    )
+    from fdjax.contract.scheduler import Scheduler, SchedulerConfig
+    from fdjax.contract.transformer import Transformer, TransformerConfig
     from fdjax.engine.cache import StreamInferencePipelineCache
     from fdjax.engine.diffusion import DiffusionModel, DiffusionModelConfig, FinalState
     from fdjax.engine.pipeline import (
@@ -29,42 +35,54 @@ if TYPE_CHECKING:
 # Resolved on first use, so that `import fdjax` stays light.
 _EXPORTS = {
     "Component": "config",
+    "ConditionerConfig": "contract.conditioner",
     "Conditions": "contract.conditioner",
+    "DecoderConfig": "contract.decoder",
     "DiffusionModel": "engine.diffusion",
     "DiffusionModelConfig": "engine.diffusion",
+    "EncoderConfig": "contract.encoder",
     "FinalState": "engine.diffusion",
     "InstantiateConfig": "config",
     "NullEncoder": "contract.encoder",
     "NullEncoderConfig": "contract.encoder",
     "Runner": "run.runner",
     "RunnerConfig": "run.runner",
+    "Scheduler": "contract.scheduler",
+    "SchedulerConfig": "contract.scheduler",
     "StreamInferencePipeline": "engine.pipeline",
     "StreamInferencePipelineCache": "engine.cache",
     "StreamInferencePipelineConfig": "engine.pipeline",
     "StreamingDecoder": "contract.decoder",
     "StreamingEncoder": "contract.encoder",
     "Transformer": "contract.transformer",
+    "TransformerConfig": "contract.transformer",
     "derive_config": "config",
     "runner_configs": "run.registry",
 }
 
 __all__ = [
     "Component",
+    "ConditionerConfig",
     "Conditions",
+    "DecoderConfig",
     "DiffusionModel",
     "DiffusionModelConfig",
+    "EncoderConfig",
     "FinalState",
     "InstantiateConfig",
     "NullEncoder",
     "NullEncoderConfig",
     "Runner",
     "RunnerConfig",
+    "Scheduler",
+    "SchedulerConfig",
     "StreamInferencePipeline",
     "StreamInferencePipelineCache",
     "StreamInferencePipelineConfig",
     "StreamingDecoder",
     "StreamingEncoder",
     "Transformer",
+    "TransformerConfig",
     "derive_config",
     "runner_configs",
 ]

@@ -6,12 +6,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from fdjax.config import InstantiateConfig
 from fdjax.contract.conditioner import Conditions
-from fdjax.contract.decoder import StreamingDecoder
+from fdjax.contract.decoder import DecoderConfig, StreamingDecoder
 from fdjax.contract.encoder import NullEncoderConfig
-from fdjax.contract.scheduler import Scheduler
-from fdjax.contract.transformer import Transformer
+from fdjax.contract.scheduler import Scheduler, SchedulerConfig
+from fdjax.contract.transformer import Transformer, TransformerConfig
 from fdjax.engine.diffusion import DiffusionModelConfig
 from fdjax.engine.pipeline import StreamInferencePipelineConfig
 
@@ -62,7 +61,7 @@ class MeanTransformer(Transformer):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MeanTransformerConfig(InstantiateConfig):
+class MeanTransformerConfig(TransformerConfig):
     _target: type = MeanTransformer
 
     channels: int = 4
@@ -88,8 +87,11 @@ class TwoStepScheduler(Scheduler):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TwoStepSchedulerConfig(InstantiateConfig):
+class TwoStepSchedulerConfig(SchedulerConfig):
     _target: type = TwoStepScheduler
+
+    num_inference_steps: int = 2
+    shift: float = 1.0
 
 
 class DoublingDecoder(StreamingDecoder):
@@ -113,7 +115,7 @@ class DoublingDecoder(StreamingDecoder):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DoublingDecoderConfig(InstantiateConfig):
+class DoublingDecoderConfig(DecoderConfig):
     _target: type = DoublingDecoder
 
     channels: int = 4

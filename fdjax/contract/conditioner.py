@@ -1,6 +1,7 @@
 """What a rollout is conditioned on, and the one-shot encoders that compute it."""
 
 import abc
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import flax.struct
 import jax
 
 from fdjax.axes import Array, Params
+from fdjax.config import InstantiateConfig
 from fdjax.contract.component import ParametricComponent
 
 
@@ -64,3 +66,8 @@ class ImageConditioner(ParametricComponent):
     @abc.abstractmethod
     def encode(self, params: Params, image: jax.Array) -> Array:
         """Embeddings of images `[B, H, W, 3]` in [-1, 1].  [B, P, C]."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConditionerConfig(InstantiateConfig[Any]):
+    """Base of the configs of conditioners."""

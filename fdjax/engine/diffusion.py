@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import flax.struct
 import jax
@@ -10,8 +9,8 @@ import jax.numpy as jnp
 
 from fdjax.axes import Array, Params, PyTree
 from fdjax.config import Component, InstantiateConfig
-from fdjax.contract.scheduler import Scheduler
-from fdjax.contract.transformer import Transformer
+from fdjax.contract.scheduler import Scheduler, SchedulerConfig
+from fdjax.contract.transformer import Transformer, TransformerConfig
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -156,15 +155,15 @@ def split_noise(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiffusionModelConfig(InstantiateConfig):
+class DiffusionModelConfig(InstantiateConfig[DiffusionModel]):
     """Config of `DiffusionModel`."""
 
     _target: type = DiffusionModel
 
-    transformer: Any
+    transformer: TransformerConfig
     """Config of the denoising network."""
 
-    scheduler: Any
+    scheduler: SchedulerConfig
     """Config of the solver."""
 
     context_noise: float = 0.0

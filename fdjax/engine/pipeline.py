@@ -22,8 +22,9 @@ import jax.numpy as jnp
 from fdjax.axes import Array, Params, PyTree
 from fdjax.config import Component, InstantiateConfig
 from fdjax.contract.component import ParametricComponent
-from fdjax.contract.conditioner import Conditions
-from fdjax.contract.encoder import NullEncoder
+from fdjax.contract.conditioner import ConditionerConfig, Conditions
+from fdjax.contract.decoder import DecoderConfig
+from fdjax.contract.encoder import EncoderConfig, NullEncoder
 from fdjax.engine import stages as stages
 from fdjax.engine.cache import StreamInferencePipelineCache, require
 from fdjax.engine.diffusion import DiffusionModel, DiffusionModelConfig
@@ -453,7 +454,7 @@ def _record(profiler: StageProfiler | None, stage: str, value: PyTree):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StreamInferencePipelineConfig(InstantiateConfig):
+class StreamInferencePipelineConfig(InstantiateConfig[StreamInferencePipeline]):
     """Config of `StreamInferencePipeline`."""
 
     _target: type = StreamInferencePipeline
@@ -464,16 +465,16 @@ class StreamInferencePipelineConfig(InstantiateConfig):
     diffusion_model: DiffusionModelConfig
     """Transformer and scheduler."""
 
-    encoder: InstantiateConfig | None = None
+    encoder: EncoderConfig | None = None
     """Config of the per-chunk control encoder; None: `generate` takes no input."""
 
-    decoder: InstantiateConfig | None = None
+    decoder: DecoderConfig | None = None
     """Config of the decoder; None: `generate` returns latents."""
 
-    text_encoder: InstantiateConfig | None = None
+    text_encoder: ConditionerConfig | None = None
     """Config of the text conditioner; None: no text, or ready-made conditions."""
 
-    image_encoder: InstantiateConfig | None = None
+    image_encoder: ConditionerConfig | None = None
     """Config of the image conditioner; None: no image cross-attention."""
 
     negative_prompt: str | None = None

@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.typing import DTypeLike
 
-from fdjax.config import InstantiateConfig, derive_config
-from fdjax.contract.conditioner import ImageConditioner, TextConditioner
+from fdjax.config import DTypeName, derive_config
+from fdjax.contract.conditioner import (
+    ConditionerConfig,
+    ImageConditioner,
+    TextConditioner,
+)
 from fdjax.run.conditions_store import WeightsOnDemand, cached_encode, encode_conditions
 from tests import tiny
 
@@ -36,12 +39,12 @@ class LetterEncoder(TextConditioner):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LetterEncoderConfig(InstantiateConfig):
+class LetterEncoderConfig(ConditionerConfig):
     _target: type = LetterEncoder
 
     checkpoint_path: str | None = "hf://somewhere/letters.safetensors"
     length: int = 6
-    dtype: DTypeLike = jnp.float32
+    dtype: DTypeName = "float32"
 
 
 class MeanEncoder(ImageConditioner):
@@ -55,7 +58,7 @@ class MeanEncoder(ImageConditioner):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MeanEncoderConfig(InstantiateConfig):
+class MeanEncoderConfig(ConditionerConfig):
     _target: type = MeanEncoder
 
     checkpoint_path: str | None = "hf://somewhere/mean.safetensors"
@@ -102,7 +105,7 @@ def _entries(directory):
     return sorted(directory.glob("*"))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_second_run_loads_nothing(loads, tmp_path, dtype):
     config = LetterEncoderConfig(dtype=dtype)
     first = _encode(config, ["ab", "", "abcdef"], tmp_path)
@@ -141,7 +144,7 @@ def test_padding_is_not_stored(loads, tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"length": 7}, {"dtype": jnp.bfloat16}, {"checkpoint_path": "hf://other/file"}],
+    [{"length": 7}, {"dtype": "bfloat16"}, {"checkpoint_path": "hf://other/file"}],
 )
 def test_another_config_is_another_entry(loads, tmp_path, changes):
     _encode(LetterEncoderConfig(), ["ab"], tmp_path)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fdjax.axes import Array, Params
-from fdjax.config import InstantiateConfig
-from fdjax.contract.conditioner import TextConditioner
+from fdjax.config import DTypeName
+from fdjax.contract.conditioner import ConditionerConfig, TextConditioner
 from fdjax_models.methods.maze_world.text import VOCABULARY_SIZE, tokenize_prompt
 
 
@@ -33,7 +33,7 @@ class WordConditioner(TextConditioner):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WordConditionerConfig(InstantiateConfig):
+class WordConditionerConfig(ConditionerConfig):
     """Config of `WordConditioner`."""
 
     _target: type = WordConditioner
@@ -41,7 +41,7 @@ class WordConditionerConfig(InstantiateConfig):
     width: int = 64
     """Width of a word's vector."""
 
-    dtype: str = "float32"
+    dtype: DTypeName = "float32"
     """Dtype of the vectors."""
 
     checkpoint_path: str | None = None

@@ -7,15 +7,14 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from fdjax.attention.attend import attend
 from fdjax.attention.kv_cache import KVCache, KVLayout
 from fdjax.attention.rope import Rope3D, RopeTable, rope_table
 from fdjax.axes import Array, Params
-from fdjax.config import InstantiateConfig
+from fdjax.config import DTypeName
 from fdjax.contract.conditioner import Conditions
-from fdjax.contract.transformer import Transformer
+from fdjax.contract.transformer import Transformer, TransformerConfig
 from fdjax.nn.random_params import random_params
 from fdjax.streaming.patches import patchify, unpatchify
 from fdjax_models.methods.template.network import TemplateNetwork
@@ -264,7 +263,7 @@ class TemplateTransformer(Transformer):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TemplateTransformerConfig(InstantiateConfig):
+class TemplateTransformerConfig(TransformerConfig):
     """Config of `TemplateTransformer`; `_t` counts latent frames."""
 
     _target: type = TemplateTransformer
@@ -299,7 +298,7 @@ class TemplateTransformerConfig(InstantiateConfig):
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1 is off, above 1 needs negative conditions."""
 
-    dtype: DTypeLike = jnp.bfloat16
+    dtype: DTypeName = "bfloat16"
     """Computation dtype."""
 
     def __post_init__(self) -> None:

@@ -6,11 +6,10 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from fdjax.axes import Array, Params
-from fdjax.config import InstantiateConfig
-from fdjax.contract.conditioner import ImageConditioner
+from fdjax.config import DTypeName
+from fdjax.contract.conditioner import ConditionerConfig, ImageConditioner
 from fdjax.nn.random_params import random_params
 from fdjax_models.networks.clip.model import VisionTransformer
 from fdjax_models.networks.clip.preprocess import crop_frame, normalize, squash_frame
@@ -78,7 +77,7 @@ class ClipImageEncoder(ImageConditioner):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClipImageEncoderConfig(InstantiateConfig):
+class ClipImageEncoderConfig(ConditionerConfig):
     """CLIP ViT-H/14, as Wan 2.1 I2V uses it."""
 
     _target: type = ClipImageEncoder
@@ -117,10 +116,10 @@ class ClipImageEncoderConfig(InstantiateConfig):
     epsilon: float = 1e-5
     """Added to the variance in the norms."""
 
-    dtype: DTypeLike = jnp.bfloat16
+    dtype: DTypeName = "bfloat16"
     """Type of weights and activations; softmax and norm statistics use float32."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.preprocessing not in _PREPROCESSING:
             raise ValueError(
                 f"preprocessing must be one of {sorted(_PREPROCESSING)}, got "

@@ -7,11 +7,10 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from fdjax.axes import Array, Params
-from fdjax.config import InstantiateConfig
-from fdjax.contract.conditioner import TextConditioner
+from fdjax.config import DTypeName
+from fdjax.contract.conditioner import ConditionerConfig, TextConditioner
 from fdjax.nn.random_params import random_params
 from fdjax_models.networks.umt5.model import Umt5Encoder
 from fdjax_models.networks.umt5.tokenizer import (
@@ -117,7 +116,7 @@ class Umt5TextEncoder(TextConditioner):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Umt5TextEncoderConfig(InstantiateConfig):
+class Umt5TextEncoderConfig(ConditionerConfig):
     """UMT5-XXL, as every Wan model uses it."""
 
     _target: type = Umt5TextEncoder
@@ -160,10 +159,10 @@ class Umt5TextEncoderConfig(InstantiateConfig):
     epsilon: float = 1e-6
     """Added to the mean square in the norms."""
 
-    dtype: DTypeLike = jnp.bfloat16
+    dtype: DTypeName = "bfloat16"
     """Type of weights and activations; logits, softmax and norms use float32."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.checkpoint_path is not None and self.tokenizer_path is None:
             raise ValueError(
                 f"checkpoint_path={self.checkpoint_path!r} needs the tokenizer it was "

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from fdjax.attention.kv_cache import KVCache, KVLayout
 from fdjax.attention.rope import Rope3D, RopeTable, rope_table
 from fdjax.axes import Array, Params
-from fdjax.config import InstantiateConfig
 from fdjax.contract.conditioner import Conditions
-from fdjax.contract.transformer import Transformer
+from fdjax.contract.transformer import Transformer, TransformerConfig
 from fdjax.streaming.patches import patchify, unpatchify
 from fdjax_models.networks.wan_dit.attention import (
     LayerKV,
@@ -398,7 +397,7 @@ class WanTransformer(Transformer):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WanTransformerConfig(InstantiateConfig):
+class WanTransformerConfig(TransformerConfig):
     """Config of `WanTransformer`; `_t` counts latent frames."""
 
     _target: type = WanTransformer
