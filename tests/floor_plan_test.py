@@ -1,4 +1,4 @@
-"""The floor plan of docs/design: which folder may import which, and no circles.
+"""The floor plan: which folder may import which, and no circles.
 
 Every import counts, inside functions and under TYPE_CHECKING too. What an `__init__`
 re-exports does not: a name that is imported from a package counts as imported from the
@@ -37,10 +37,9 @@ FOLDERS = {
     for level, floor in enumerate(FLOORS)
     for folder in floor
 }
-RUNTIME = set(FOLDERS)
-FOLDERS["fdjax_models.networks"] = RUNTIME
-FOLDERS["fdjax_models.methods"] = RUNTIME | {"fdjax_models.networks"}
-FOLDERS["fdjax_convert"] = RUNTIME | {"fdjax_models.networks", "fdjax_models.methods"}
+FOLDERS["fdjax_models.networks"] = FOLDERS["fdjax.session"]  # no front end
+FOLDERS["fdjax_models.methods"] = FOLDERS["fdjax.testing"] | {"fdjax_models.networks"}
+FOLDERS["fdjax_convert"] = FOLDERS["fdjax_models.methods"] | {"fdjax_models.methods"}
 
 
 @functools.cache

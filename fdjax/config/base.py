@@ -45,7 +45,12 @@ class InstantiateConfig(Generic[ComponentType]):
     """Class that `setup()` instantiates with this config as its only argument."""
 
     def setup(self) -> ComponentType:
-        """Builds the component that this config describes."""
+        """Builds the component that this config describes.
+
+        Raises:
+            TypeError: A field has another type than it declares, nested ones too.
+        """
+        check_config(self)
         return self._target(self)
 
     def to_text(self) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -52,7 +52,7 @@ class Umt5TextEncoder(TextConditioner):
         )
 
     @functools.cached_property
-    def _to_ids(self):
+    def _to_ids(self) -> Callable[[str], list[int]]:
         if self.config.tokenizer_path is None:
             return byte_tokenizer(self.config.vocab_size)
         return load_tokenizer(self.config.tokenizer_path)
