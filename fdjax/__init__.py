@@ -15,14 +15,26 @@ if TYPE_CHECKING:
     from fdjax.config import Component, InstantiateConfig, derive_config
     from fdjax.contract.conditioner import (
         Conditioner,
+        ConditionerConfig,
         Conditions,
         ImageEncoder,
         TextEncoder,
     )
-    from fdjax.contract.decoder import StreamingDecoder
-    from fdjax.contract.encoder import NullEncoder, NullEncoderConfig, StreamingEncoder
-    from fdjax.contract.transformer import Transformer
-    from fdjax.engine.cache import StreamInferencePipelineCache
+    from fdjax.contract.decoder import DecoderConfig, StreamingDecoder
+    from fdjax.contract.encoder import (
+        EncoderConfig,
+        NullEncoder,
+        NullEncoderConfig,
+        StreamingEncoder,
+    )
+    from fdjax.contract.scheduler import Scheduler, SchedulerConfig
+    from fdjax.contract.transformer import Transformer, TransformerConfig
+    from fdjax.engine.cache import (
+        StreamInferencePipelineCache,
+        put_session,
+        stack_caches,
+        take_session,
+    )
     from fdjax.engine.conditioner import (
         TextImageConditioner,
         TextImageConditionerConfig,
@@ -39,9 +51,15 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "Component": "config",
     "Conditioner": "contract.conditioner",
+    "ConditionerConfig": "contract.conditioner",
+    "put_session": "engine.cache",
+    "stack_caches": "engine.cache",
+    "take_session": "engine.cache",
     "Conditions": "contract.conditioner",
+    "DecoderConfig": "contract.decoder",
     "DiffusionModel": "engine.diffusion",
     "DiffusionModelConfig": "engine.diffusion",
+    "EncoderConfig": "contract.encoder",
     "FinalState": "engine.diffusion",
     "ImageEncoder": "contract.conditioner",
     "InstantiateConfig": "config",
@@ -49,6 +67,8 @@ _EXPORTS = {
     "NullEncoderConfig": "contract.encoder",
     "Runner": "run.runner",
     "RunnerConfig": "run.runner",
+    "Scheduler": "contract.scheduler",
+    "SchedulerConfig": "contract.scheduler",
     "StreamInferencePipeline": "engine.pipeline",
     "StreamInferencePipelineCache": "engine.cache",
     "StreamInferencePipelineConfig": "engine.pipeline",
@@ -58,6 +78,7 @@ _EXPORTS = {
     "TextImageConditioner": "engine.conditioner",
     "TextImageConditionerConfig": "engine.conditioner",
     "Transformer": "contract.transformer",
+    "TransformerConfig": "contract.transformer",
     "derive_config": "config",
     "runner_configs": "run.registry",
 }
@@ -65,9 +86,12 @@ _EXPORTS = {
 __all__ = [
     "Component",
     "Conditioner",
+    "ConditionerConfig",
     "Conditions",
+    "DecoderConfig",
     "DiffusionModel",
     "DiffusionModelConfig",
+    "EncoderConfig",
     "FinalState",
     "ImageEncoder",
     "InstantiateConfig",
@@ -75,6 +99,8 @@ __all__ = [
     "NullEncoderConfig",
     "Runner",
     "RunnerConfig",
+    "Scheduler",
+    "SchedulerConfig",
     "StreamInferencePipeline",
     "StreamInferencePipelineCache",
     "StreamInferencePipelineConfig",
@@ -84,8 +110,12 @@ __all__ = [
     "TextImageConditioner",
     "TextImageConditionerConfig",
     "Transformer",
+    "TransformerConfig",
     "derive_config",
+    "put_session",
     "runner_configs",
+    "stack_caches",
+    "take_session",
 ]
 
 

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fdjax.config import InstantiateConfig
 from fdjax.contract.conditioner import Conditions
-from fdjax.contract.decoder import StreamingDecoder
+from fdjax.contract.decoder import DecoderConfig, StreamingDecoder
 from fdjax.contract.encoder import NullEncoderConfig
-from fdjax.contract.scheduler import LatentState, Scheduler
-from fdjax.contract.transformer import Transformer
+from fdjax.contract.scheduler import LatentState, Scheduler, SchedulerConfig
+from fdjax.contract.transformer import Transformer, TransformerConfig
 from fdjax.engine.diffusion import DiffusionModelConfig
 from fdjax.engine.pipeline import StreamInferencePipelineConfig
 
@@ -72,7 +71,7 @@ class MeanTransformer(Transformer):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MeanTransformerConfig(InstantiateConfig):
+class MeanTransformerConfig(TransformerConfig):
     _target: type = MeanTransformer
 
     channels: int = 4
@@ -107,8 +106,11 @@ class TwoStepScheduler(Scheduler):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TwoStepSchedulerConfig(InstantiateConfig):
+class TwoStepSchedulerConfig(SchedulerConfig):
     _target: type = TwoStepScheduler
+
+    num_inference_steps: int = 2
+    shift: float = 1.0
 
 
 class DoublingDecoder(StreamingDecoder):
@@ -132,7 +134,7 @@ class DoublingDecoder(StreamingDecoder):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DoublingDecoderConfig(InstantiateConfig):
+class DoublingDecoderConfig(DecoderConfig):
     _target: type = DoublingDecoder
 
     channels: int = 4

@@ -44,6 +44,5 @@ CONFIG = TinyRunnerConfig(
     pixel_width=8,
     fps=12,
     random_weights=True,
-    compilation_cache=False,
 )
 RUNNER_CONFIGS = {"tiny": CONFIG}

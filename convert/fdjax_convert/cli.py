@@ -6,23 +6,19 @@ fdjax-convert --inspect SOURCE                what is it?
 fdjax-convert --to_torch SOURCE FILE.safetensors
 """
 
-import contextlib
-import errno
+import os
 import sys
 import textwrap
 import time
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
+from fdjax.run import edge
+
 _NAME = "fdjax-convert"
-_USAGE = 2  # exit code of a user's mistake
-_FAILURE = 1  # of a full disk
-_INTERRUPTED = 130
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _DTYPES = ("float32", "bfloat16", "float16")
 
 _HELP = f"""\
@@ -41,27 +37,28 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code.
 
     Args:
-        argv: Arguments without the program's name; those of the process by default.
+        argv: Arguments without the program's name. None: those of the process, which
+            then leaves accelerators alone: they may be in use.
 
     Returns:
-        0; 2 for a user's mistake, told in one message; 1 for a full disk; 130 after
-        Ctrl-C. Whatever happens, DESTINATION is whole or not there.
+        0; 2 for a user's mistake, told in one message; 1 for a full disk or a bug; 130
+        after Ctrl-C. Whatever happens, DESTINATION is whole or not there.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    values = _flags()
-    try:
-        with _on_the_host():
-            return _run(arguments, values)
-    except KeyboardInterrupt:
-        print(f"{_NAME}: interrupted, nothing was written", file=sys.stderr)
-        return _INTERRUPTED
-    except (ValueError, KeyError, flags.Error, OSError) as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        full = isinstance(error, OSError) and error.errno in _DISK_FULL
-        text = error.args[-1] if full or isinstance(error, KeyError) else str(error)
-        print(f"{_NAME}: error: {text}", file=sys.stderr)
-        return _FAILURE if full else _USAGE
+    if argv is None:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+
+    def command() -> int:
+        # Converting needs no accelerator, whatever else the process does with one.
+        import jax
+
+        try:
+            with jax.default_device(jax.local_devices(backend="cpu")[0]):
+                return _run(arguments, _flags())
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("Nothing was written.") from None
+
+    return edge.guard(_NAME, command, debug="--debug" in arguments)
 
 
 def _flags() -> flags.FlagValues:
@@ -190,17 +187,3 @@ def _flag_help(values: flags.FlagValues) -> str:
                 flag.help, 80, initial_indent="      ", subsequent_indent="      "
             )
     return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def _on_the_host() -> Iterator[None]:
-    """Keeps JAX off accelerators: converting needs none, and they may be in use."""
-    import jax
-
-    before = getattr(jax.config, "jax_platforms", None)
-    if before is None:
-        jax.config.update("jax_platforms", "cpu")
-    try:
-        yield
-    finally:
-        jax.config.update("jax_platforms", before)

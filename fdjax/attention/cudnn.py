@@ -4,6 +4,7 @@ A length does not cost a mask: cuDNN skips the blocks of keys behind it.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -107,12 +108,14 @@ def _attend_with_lse(
     )
 
 
-def _forward(scale, query, key, value, length):
+def _forward(
+    scale: float, query: Array, key: Array, value: Array, length: Array | None
+) -> tuple[Any, Any]:
     inputs = (query, key, value, length)
     return _attend_with_lse(scale, *inputs), inputs
 
 
-def _backward(scale, inputs, cotangents):
+def _backward(scale: float, inputs: Any, cotangents: Any) -> tuple[Any, ...]:
     # jax's own rule drops the gradient of the log-sum-exp, which merging needs.
     *arrays, length = inputs
     if length is not None:

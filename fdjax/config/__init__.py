@@ -5,23 +5,31 @@ from fdjax.config.base import (
     InstantiateConfig,
     check_config,
     class_path,
-    config_hash,
     derive_config,
     format_value,
+    is_config,
+)
+from fdjax.config.serialize import (
+    KnownClasses,
+    class_names,
+    config_hash,
     from_json,
-    shown_fields,
     to_json,
 )
+from fdjax.config.values import DTypeName
 
 __all__ = [
     "Component",
+    "DTypeName",
     "InstantiateConfig",
+    "KnownClasses",
     "check_config",
+    "class_names",
     "class_path",
     "config_hash",
     "derive_config",
     "format_value",
     "from_json",
-    "shown_fields",
+    "is_config",
     "to_json",
 ]

@@ -5,7 +5,7 @@ import functools
 import inspect
 from typing import Any
 
-from fdjax.config.base import InstantiateConfig
+from fdjax.config import base as base_lib
 
 
 @functools.cache
@@ -15,8 +15,9 @@ def field_docs(config_class: Any) -> dict[str, str]:
     Fields without a text, and classes without source, are left out.
     """
     docs: dict[str, str] = {}
-    for base in reversed(config_class.__mro__):
-        if issubclass(base, InstantiateConfig):
+    bases: tuple[type, ...] = config_class.__mro__
+    for base in reversed(bases):
+        if base_lib.is_config_class(base):
             docs |= _own_field_docs(base)
     return docs
 

@@ -11,9 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
-from jax.typing import DTypeLike
 
+_IS_DTYPE = "the name of a dtype"
+
+DTypeName = typing.Annotated[str, _IS_DTYPE]
+"""Type of a field that names a dtype as jax spells it: "bfloat16", "float32"."""
+
+_USUAL_DTYPES = ("bfloat16", "float32", "float16", "float8_e4m3fn")
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 _SCALARS = (bool, int, float, str, pathlib.Path)
 
@@ -21,7 +25,7 @@ _SCALARS = (bool, int, float, str, pathlib.Path)
 def field_types(config_class: Any) -> dict[str, Any]:
     """Type of every field of a config class; Any where a name cannot be resolved."""
     try:
-        hints = typing.get_type_hints(config_class)
+        hints = typing.get_type_hints(config_class, include_extras=True)
     except NameError:  # a name that only type checkers import
         hints = {}
     fields = dataclasses.fields(config_class)
@@ -38,13 +42,12 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
-def is_dtype(value: Any) -> bool:
-    """Whether a value is a dtype: of numpy or jax, an instance or a scalar class."""
-    if isinstance(value, np.dtype):
-        return True
-    return isinstance(value, type(jnp.float32)) or (
-        isinstance(value, type) and issubclass(value, np.generic)
-    )
+def is_dtype_name(value: Any) -> bool:
+    """Whether a value is the name of a dtype as jax spells it, not another spelling."""
+    try:
+        return isinstance(value, str) and jnp.dtype(value).name == value
+    except TypeError:
+        return False
 
 
 def is_optional(annotation: Any) -> bool:
@@ -56,8 +59,6 @@ def is_optional(annotation: Any) -> bool:
 
 def describe(annotation: Any) -> str:
     """A type in words: "int or None", "one of 'a', 'b'", "tuple of float"."""
-    if _wants_dtype(annotation):
-        return "a dtype or None" if is_optional(annotation) else "a dtype"
     if annotation in (None, type(None)):
         return "None"
     if annotation is Any:
@@ -67,7 +68,7 @@ def describe(annotation: Any) -> str:
         return " or ".join(dict.fromkeys(describe(part) for part in arguments))
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
-        return describe(arguments[0])
+        return _IS_DTYPE if _names_dtype(annotation) else describe(arguments[0])
     if origin is typing.Literal:
         return "one of " + ", ".join(map(repr, arguments))
     if origin is tuple and arguments:
@@ -93,14 +94,13 @@ def matches(value: Any, annotation: Any) -> bool:
         return True
     if value is None:
         return is_optional(annotation)
-    if _wants_dtype(annotation):
-        return is_dtype(value) or (isinstance(value, str) and _dtype(value) is not None)
     arguments = typing.get_args(annotation)
     if _is_union(annotation):
         return any(matches(value, part) for part in arguments)
     origin = typing.get_origin(annotation) or annotation
     if origin is typing.Annotated:
-        return matches(value, arguments[0])
+        fits = not _names_dtype(annotation) or is_dtype_name(value)
+        return fits and matches(value, arguments[0])
     if origin is typing.Literal:
         return any(
             value == choice and type(value) is type(choice) for choice in arguments
@@ -132,12 +132,8 @@ def normalise(value: Any, annotation: Any) -> Any:
 def can_parse(annotation: Any, current: Any) -> bool:
     """Whether `parse` can make a value of this type from a command line."""
     if annotation is Any:
-        return (
-            current is None
-            or is_dtype(current)
-            or isinstance(current, (*_SCALARS, tuple, enum.Enum))
-        )
-    if _wants_dtype(annotation) or annotation in (None, type(None)):
+        return current is None or isinstance(current, (*_SCALARS, tuple, enum.Enum))
+    if annotation in (None, type(None)):
         return True
     arguments = typing.get_args(annotation)
     origin = typing.get_origin(annotation) or annotation
@@ -158,7 +154,7 @@ def parse(text: str, annotation: Any, current: Any = None) -> Any:
 
     Args:
         text: `None` for a value that may be None, `1,2` or `(1, 2)` for a tuple, a
-            name for an enum or a dtype, true or false for a bool.
+            name for an enum, true or false for a bool.
         annotation: Type of the field.
         current: Its present value: decides where the type is Any.
 
@@ -169,16 +165,13 @@ def parse(text: str, annotation: Any, current: Any = None) -> Any:
         return _parse_like(text, current)
     if text in ("None", "none") and is_optional(annotation):
         return None
-    if _wants_dtype(annotation):
-        value = _dtype(text)
-        if value is None:
-            raise _refusal(text, annotation)
-        return value
     arguments = typing.get_args(annotation)
     origin = typing.get_origin(annotation) or annotation
     if _is_union(annotation):
         return _parse_union(text, annotation)
     if origin is typing.Annotated:
+        if _names_dtype(annotation) and not is_dtype_name(text):
+            raise _refusal(text, annotation, did_you_mean(text, _USUAL_DTYPES))
         return parse(text, arguments[0], current)
     if origin is typing.Literal:
         for choice in arguments:
@@ -233,8 +226,6 @@ def _parse_like(text: str, current: Any) -> Any:
     """A value of the same type as the present one."""
     if text in ("None", "none"):
         return None
-    if is_dtype(current):
-        return parse(text, DTypeLike)
     if isinstance(current, tuple):
         likes = current or ("",)
         likes += likes[-1:] * text.count(",")
@@ -292,17 +283,5 @@ def _is_union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
-def _wants_dtype(annotation: Any) -> bool:
-    # DTypeLike is a union of str, np.dtype and more.
-    parts = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
-    return any(
-        typing.get_origin(part) is np.dtype or part is np.dtype for part in parts
-    )
-
-
-def _dtype(name: str) -> Any:
-    """The dtype of a name as jax spells it (`jnp.bfloat16`), or None."""
-    try:
-        return getattr(jnp, np.dtype(jnp.dtype(name)).name, None)
-    except TypeError:
-        return None
+def _names_dtype(annotation: Any) -> bool:
+    return _IS_DTYPE in getattr(annotation, "__metadata__", ())

@@ -185,15 +185,15 @@ class Conditioner(Component, abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextEncoderConfig(InstantiateConfig):
+class TextEncoderConfig(InstantiateConfig[TextEncoder]):
     """Base of every text encoder's config."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageEncoderConfig(InstantiateConfig):
+class ImageEncoderConfig(InstantiateConfig[ImageEncoder]):
     """Base of every image encoder's config."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConditionerConfig(InstantiateConfig):
+class ConditionerConfig(InstantiateConfig[Conditioner]):
     """Base of every conditioner's config."""

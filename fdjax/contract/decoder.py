@@ -1,8 +1,10 @@
 """The contract of a streaming decoder: latents in, video out."""
 
 import abc
+import dataclasses
 
 from fdjax.axes import Array, Params, PyTree
+from fdjax.config import InstantiateConfig
 from fdjax.contract.component import ParametricComponent
 
 
@@ -52,3 +54,8 @@ class StreamingDecoder(ParametricComponent):
         """
         frames = num_latents * self.temporal_compression_ratio
         return frames - (self.temporal_compression_ratio - 1 if first else 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig(InstantiateConfig[StreamingDecoder]):
+    """Base of the configs of decoders."""

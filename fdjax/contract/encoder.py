@@ -61,7 +61,12 @@ class NullEncoder(StreamingEncoder):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NullEncoderConfig(InstantiateConfig):
+class EncoderConfig(InstantiateConfig[StreamingEncoder]):
+    """Base of the configs of per-chunk control encoders."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NullEncoderConfig(EncoderConfig):
     """Config of `NullEncoder`."""
 
     _target: type = NullEncoder

@@ -120,7 +120,7 @@ class Scheduler(Component, abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SchedulerConfig(InstantiateConfig):
+class SchedulerConfig(InstantiateConfig[Scheduler]):
     """Base of every scheduler's config: the warped grid of noise levels."""
 
     num_inference_steps: int

@@ -1,11 +1,13 @@
 """The contract of a denoising network that streams against its own cache."""
 
 import abc
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
 from fdjax.axes import Array, Params, PyTree
+from fdjax.config import InstantiateConfig
 from fdjax.contract.component import ParametricComponent
 from fdjax.contract.conditioner import Conditions
 
@@ -142,3 +144,8 @@ class Transformer(ParametricComponent):
     @abc.abstractmethod
     def unpatchify(self, latent: Array, cache: PyTree) -> Array:
         """The inverse of `patchify`; the cache knows the sizes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig(InstantiateConfig[Transformer]):
+    """Base of the configs of denoising networks."""

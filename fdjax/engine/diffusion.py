@@ -13,8 +13,8 @@ import numpy as np
 
 from fdjax.axes import Array, Params, PyTree
 from fdjax.config.base import Component, InstantiateConfig
-from fdjax.contract.scheduler import Scheduler
-from fdjax.contract.transformer import Transformer
+from fdjax.contract.scheduler import Scheduler, SchedulerConfig
+from fdjax.contract.transformer import Transformer, TransformerConfig
 
 PredictFlow = Callable[[PyTree, Array, Array], tuple[PyTree, Array]]
 """`(carry, x_t, timestep) -> (carry, noise - x_0)`; timestep is float32[]."""
@@ -287,15 +287,15 @@ def split_noise(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiffusionModelConfig(InstantiateConfig):
+class DiffusionModelConfig(InstantiateConfig[DiffusionModel]):
     """Config of `DiffusionModel`."""
 
     _target: type = DiffusionModel
 
-    transformer: Any
+    transformer: TransformerConfig
     """Config of the denoising network."""
 
-    scheduler: Any
+    scheduler: SchedulerConfig
     """Config of the solver."""
 
     context_noise: float = 0.0

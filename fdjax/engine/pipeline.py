@@ -26,7 +26,8 @@ from fdjax.checkpoint import placement
 from fdjax.config import Component, InstantiateConfig
 from fdjax.contract.component import ParametricComponent
 from fdjax.contract.conditioner import Conditioner, ConditionerConfig, Conditions
-from fdjax.contract.encoder import NullEncoder
+from fdjax.contract.decoder import DecoderConfig
+from fdjax.contract.encoder import EncoderConfig, NullEncoder
 from fdjax.engine import rollout, stages
 from fdjax.engine.cache import (
     StreamInferencePipelineCache,
@@ -449,7 +450,7 @@ def _record(profiler: StageProfiler | None, stage: str, value: PyTree) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StreamInferencePipelineConfig(InstantiateConfig):
+class StreamInferencePipelineConfig(InstantiateConfig[StreamInferencePipeline]):
     """Config of `StreamInferencePipeline`."""
 
     _target: type = StreamInferencePipeline
@@ -460,10 +461,10 @@ class StreamInferencePipelineConfig(InstantiateConfig):
     diffusion_model: DiffusionModelConfig
     """Transformer and scheduler."""
 
-    encoder: InstantiateConfig | None = None
+    encoder: EncoderConfig | None = None
     """Config of the per-chunk control encoder; None: `generate` takes no input."""
 
-    decoder: InstantiateConfig | None = None
+    decoder: DecoderConfig | None = None
     """Config of the decoder; None: `generate` returns latents."""
 
     conditioner: ConditionerConfig | None = None

@@ -8,34 +8,20 @@ fdjax-run --config outputs/METHOD.config.json
 """
 
 import contextlib
-import errno
 import logging
-import os
 import pathlib
 import sys
 import textwrap
-import traceback
 from collections.abc import Iterator, Sequence
 
 from absl import flags
 
 from fdjax import config as config_lib
 from fdjax.config.values import did_you_mean
+from fdjax.run import edge, plugins, registry, xla_flags
 from fdjax.run import flags as cli_flags
-from fdjax.run import registry, xla_flags
 from fdjax.run.runner import RunnerConfig
 
-_USER_ERRORS = (
-    ValueError,
-    KeyError,
-    FileNotFoundError,
-    PermissionError,
-    IsADirectoryError,
-    NotADirectoryError,
-    flags.Error,
-)
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-_FAILURE, _USAGE, _INTERRUPTED = 1, 2, 130  # exit codes
 _NAME = "fdjax-run"
 _COLUMN = 16  # where descriptions of methods begin
 _GENERAL_HELP = f"""\
@@ -44,14 +30,16 @@ usage: {_NAME} METHOD [--FIELD VALUE ...]
   {_NAME} METHOD --help            every field of a method, with its default
   {_NAME} METHOD --no-instantiate  print the resolved config and stop
   {_NAME} --config FILE            repeat a run from the config that it wrote
+  --nocompilation_cache              do not keep compiled programs for the next run;
+                                     they are in FDJAX_CACHE_DIR (~/.cache/fdjax)
   --debug                            show the traceback of an error
 
 In names, dashes and underscores are the same. Values are numbers, texts, None, true
 and false, and tuples (1,2). A bool needs no value: --FIELD or --noFIELD.
 """
 _PLUGIN_HELP = (
-    f"A method registers through the entry-point group {registry.GROUP}, or through "
-    f'the environment variable {registry.VARIABLE}="slug=module:ATTR,...". Editing '
+    f"A method registers through the entry-point group {plugins.GROUP}, or through "
+    f'the environment variable {plugins.VARIABLE}="slug=module:ATTR,...". Editing '
     "entry points needs a reinstall of their package (pip install). Only in a clone of "
     "fdjax are its own read from pyproject.toml each time; if the clone is not "
     "installed, run scripts/run.py."
@@ -62,39 +50,24 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code.
 
     Args:
-        argv: Arguments without the program's name; those of the process by default.
+        argv: Arguments without the program's name. None: those of the process, whose
+            settings are then made, too: compiler flags, and the cache of compiled
+            programs.
 
     Returns:
-        0; 2 for a user's mistake, told in one message; 1 for a full disk; 130 after
-        Ctrl-C, with the files of what was made until then.
+        0; 2 for a user's mistake, told in one message; 1 for a full disk or a bug; 130
+        after Ctrl-C, with the files of what was made until then.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
+
+    def command() -> int:
         with _log_to_stderr():
-            code = _run(arguments)
-            sys.stdout.flush()
-            return code
-    except KeyboardInterrupt as interrupt:
-        print(f"\n{_NAME}: interrupted. {interrupt}", file=sys.stderr)
-        return _INTERRUPTED
-    except BrokenPipeError:
-        # The reader of a list went away (`| head`): nothing is left to tell it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _FAILURE
-    except _USER_ERRORS as error:
-        mistake: Exception = error
-        code = _USAGE
-    except OSError as error:
-        if error.errno not in _DISK_FULL:
-            raise
-        mistake, code = error, _FAILURE
-    if "--debug" in arguments:
-        traceback.print_exception(mistake)
-    print(f"{_NAME}: error: {_message(mistake)}", file=sys.stderr)
-    return code
+            return _run(arguments, in_process_of_its_own=argv is None)
+
+    return edge.guard(_NAME, command, debug="--debug" in arguments)
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], *, in_process_of_its_own: bool) -> int:
     method, rest = _split_method(arguments)
     file = _config_file(rest)
     discovery = registry.discover()
@@ -116,12 +89,16 @@ def _run(arguments: list[str]) -> int:
         return 0
     try:
         config = config_lib.derive_config(base, **cli_flags.overrides(fields, values))
+        config_lib.check_config(config)
     except TypeError as error:
         raise ValueError(str(error)) from error
     if not values["instantiate"].value:
         print(f"Resolved config for {config.runner_name!r}:\n{config.to_text()}")
         return 0
-    xla_flags.set_defaults()
+    if in_process_of_its_own:
+        xla_flags.set_defaults()
+        if values["compilation_cache"].value:
+            xla_flags.enable_compilation_cache()
     config.setup().run()
     return 0
 
@@ -154,6 +131,9 @@ def _parse_flags(
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "Explain the flags.", flag_values=values)
     flags.DEFINE_bool("instantiate", True, "Run.", flag_values=values)
+    flags.DEFINE_bool(
+        "compilation_cache", True, "Keep compiled programs.", flag_values=values
+    )
     flags.DEFINE_bool("debug", False, "Show tracebacks.", flag_values=values)
     flags.DEFINE_string("config", None, "A run's config.", flag_values=values)
     cli_flags.define_flags(fields, values)
@@ -175,9 +155,11 @@ def _base_config(
         if not file.is_file():
             raise FileNotFoundError(f"--config: there is no file {file}.")
         try:
-            config = config_lib.from_json(file.read_text(encoding="utf-8"))
+            config = config_lib.from_json(
+                file.read_text(encoding="utf-8"), classes=plugins.known_classes()
+            )
         except (TypeError, ValueError, KeyError) as error:
-            raise ValueError(f"--config {file}: {_message(error)}") from error
+            raise ValueError(f"--config {file}: {edge.message(error)}") from error
         if not isinstance(config, RunnerConfig):
             raise ValueError(
                 f"--config {file} holds a {type(config).__name__}, no run."
@@ -228,20 +210,12 @@ def _wrap(text: str, first: int, rest: int) -> list[str]:
     )
 
 
-def _message(error: BaseException) -> str:
-    """An error's text, and where in a config it arose; a KeyError's without quotes."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else ""
-    text = text or str(error) or type(error).__name__
-    notes = getattr(error, "__notes__", [])  # jax adds others
-    return text + "".join(f" ({note})" for note in notes if note.startswith("in "))
-
-
 @contextlib.contextmanager
 def _log_to_stderr() -> Iterator[None]:
     """Shows log records, from INFO for methods and from WARNING for the rest."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    loggers = [logging.getLogger(name) for name in registry.method_packages()]
+    loggers = [logging.getLogger(name) for name in plugins.method_packages()]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.INFO)

@@ -8,8 +8,8 @@ from typing import Any
 from absl import flags
 
 from fdjax import config as config_lib
-from fdjax.config import InstantiateConfig
 from fdjax.config import docs as config_docs
+from fdjax.config import is_config
 from fdjax.config import values as config_values
 
 _WIDTH = 88
@@ -37,7 +37,7 @@ class ConfigField:
     @property
     def is_config(self) -> bool:
         """Whether it holds a config: then only None can be given, where allowed."""
-        return isinstance(self.value, InstantiateConfig)
+        return is_config(self.value)
 
     @property
     def is_bool(self) -> bool:
@@ -61,7 +61,7 @@ class ConfigField:
         return config_values.parse(text, self.annotation, self.value)
 
 
-def config_fields(config: InstantiateConfig, prefix: str = "") -> Iterator[ConfigField]:
+def config_fields(config: Any, prefix: str = "") -> Iterator[ConfigField]:
     """Every field of a config, depth first; the parts of a config follow it."""
     # Typed loosely: a class can be hashed, whatever its instances do.
     config_class: Any = type(config)
@@ -72,7 +72,7 @@ def config_fields(config: InstantiateConfig, prefix: str = "") -> Iterator[Confi
         if name == "_target":
             continue
         value = getattr(config, name)
-        if isinstance(value, InstantiateConfig):
+        if is_config(value):
             # `Any` allows None, but only a default of None says that it makes sense.
             optional = config_values.is_optional(annotation)
             settable = optional and (annotation is not Any or defaults[name] is None)
@@ -80,7 +80,7 @@ def config_fields(config: InstantiateConfig, prefix: str = "") -> Iterator[Confi
             settable = config_values.can_parse(annotation, value)
         path = prefix + name
         yield ConfigField(path, annotation, value, docs.get(name, ""), settable)
-        if isinstance(value, InstantiateConfig):
+        if is_config(value):
             yield from config_fields(value, f"{path}.")
 
 
@@ -203,10 +203,10 @@ def overrides(
     return patch
 
 
-def format_help(config: InstantiateConfig) -> str:
+def format_help(config: Any) -> str:
     """Every field as a flag, with its type, default and text, one section a config."""
     sections: dict[str, list[ConfigField]] = {"": []}
-    configs: dict[str, InstantiateConfig] = {"": config}
+    configs: dict[str, Any] = {"": config}
     for field in config_fields(config):
         if field.is_config:
             configs[field.path] = field.value
@@ -219,7 +219,7 @@ def format_help(config: InstantiateConfig) -> str:
     return "\n".join(lines)
 
 
-def _section_lines(path: str, config: InstantiateConfig) -> list[str]:
+def _section_lines(path: str, config: Any) -> list[str]:
     title = f"{path or 'fields'} ({type(config).__name__})"
     summary = config_docs.summary(type(config))
     return ["", *textwrap.wrap(f"{title}: {summary}" if summary else title, _WIDTH)]

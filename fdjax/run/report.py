@@ -10,7 +10,7 @@ import numpy as np
 
 from fdjax import config as config_lib
 from fdjax.checkpoint import files
-from fdjax.run import media, stats
+from fdjax.run import media, plugins, stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class RunReport:
         self._since = time.perf_counter()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: Any) -> None:
         self._bar.close()
 
     def arrived(self, chunk: np.ndarray) -> None:
@@ -124,7 +124,8 @@ class RunReport:
         if frames := self._sampler.frames():
             media.write_png(self.paths.sheet, media.contact_sheet(frames))
         stats.write_stats(self.paths.stats, self.chunks())
-        files.write_text(self.paths.config, config_lib.to_json(self._config) + "\n")
+        text = config_lib.to_json(self._config, classes=plugins.known_classes())
+        files.write_text(self.paths.config, text + "\n")
 
     def outcome(self) -> str:
         """One line: what was made, and where it is."""

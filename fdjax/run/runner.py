@@ -23,7 +23,7 @@ from fdjax.checkpoint import address, files
 from fdjax.config import Component, InstantiateConfig
 from fdjax.contract.conditioner import Conditions
 from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
-from fdjax.run import conditions_store, media, stats
+from fdjax.run import conditions_store, media, plugins, stats
 from fdjax.run import writer as video_writer
 from fdjax.run.report import RunReport
 
@@ -155,8 +155,6 @@ class Runner(Component):
             KeyboardInterrupt: After the files of an interrupted run were written.
         """
         inputs = self.prepare()
-        if self.config.compilation_cache:
-            enable_compilation_cache()
         conditioner = self.pipeline.conditioner
         one_shot = [] if conditioner is None else list(conditioner.parts)
         weights = conditions_store.WeightsOnDemand(self._weights, one_shot)
@@ -202,7 +200,7 @@ class Runner(Component):
         if self.num_chunks(inputs) < 1:
             raise ValueError("The controls must span at least one chunk, got none.")
         files.check_output_dir(config.output_dir)
-        config_lib.to_json(config)
+        config_lib.to_json(config, classes=plugins.known_classes())
         if self.pipeline.decoder is not None:
             media.ffmpeg_executable()
         if config.random_weights:
@@ -291,18 +289,8 @@ class Runner(Component):
             writer.write(output)
 
 
-def enable_compilation_cache() -> None:
-    """Keeps compiled programs on disk, so that the next process need not compile.
-
-    In `FDJAX_CACHE_DIR/xla` (`~/.cache/fdjax/xla`), unless jax was given another place.
-    """
-    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
-        jax.config.update("jax_compilation_cache_dir", str(files.cache_dir() / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunnerConfig(InstantiateConfig):
+class RunnerConfig(InstantiateConfig[Runner]):
     """Config of `Runner`: a method, and how to run it from files to files.
 
     A subclass that validates more calls `super().__post_init__()`.
@@ -349,11 +337,9 @@ class RunnerConfig(InstantiateConfig):
     progress: bool | None = None
     """Show a progress bar; None: if standard error is a terminal."""
 
-    compilation_cache: bool = True
-    """Keep compiled programs in FDJAX_CACHE_DIR (~/.cache/fdjax) for the next run."""
-
     conditions_cache: bool = True
-    """Keep encoded prompts and images there, so that large encoders load only once."""
+    """Keep encoded prompts and images in FDJAX_CACHE_DIR (~/.cache/fdjax), so that
+    large encoders load only once."""
 
     def __post_init__(self) -> None:
         if not _SLUG.fullmatch(self.runner_name):

@@ -1,8 +1,13 @@
-"""Compiler flags that were measured to help; docs/performance.md has the figures."""
+"""The compiler's settings of a process, for command lines: no library call makes them.
+
+The flags were measured to help; docs/performance.md has the figures.
+"""
 
 import os
 
 import jax
+
+from fdjax.checkpoint import files
 
 DEFAULTS = {"--xla_gpu_enable_triton_gemm": "false"}
 """Leaves matrix products to cuBLAS, which fuses the MLP's GELU into one, and spares the
@@ -23,3 +28,13 @@ def with_defaults(flags: str) -> str:
 def set_defaults() -> None:
     """Sets them for this process; they count if no device has been used yet."""
     os.environ["XLA_FLAGS"] = with_defaults(os.environ.get("XLA_FLAGS", ""))
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that the next process need not compile.
+
+    In `FDJAX_CACHE_DIR/xla` (`~/.cache/fdjax/xla`), unless jax was given another place.
+    """
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
+        jax.config.update("jax_compilation_cache_dir", str(files.cache_dir() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

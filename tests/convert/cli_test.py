@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -241,8 +242,27 @@ def test_ctrl_c_leaves_nothing(tmp_path, file, capsys, monkeypatch):
 
     monkeypatch.setattr(load, "contiguous", interrupt)
     assert cli.run([str(file), str(tmp_path / "out")]) == 130
-    assert "interrupted" in capsys.readouterr().err
+    assert "interrupted. Nothing was written." in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_a_command_leaves_the_process_as_it_was(tmp_path, file):
+    before = jax.config.jax_platforms, jax.config.jax_default_device
+    assert cli.run([str(file), str(tmp_path / "out")]) == 0
+    assert (jax.config.jax_platforms, jax.config.jax_default_device) == before
+    program = (
+        "import os, sys; sys.argv = ['fdjax-convert', '--help']\n"
+        "from fdjax_convert import cli\n"
+        "assert 'jax' not in sys.modules\n"
+        "assert cli.run() == 0\n"
+        "import jax; assert jax.config.jax_platforms == 'cpu'"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env=_environment())
+
+
+def _environment():
+    paths = os.pathsep.join(sys.path)
+    return {**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cuda"}
 
 
 def test_debug_shows_the_traceback(capsys):

@@ -26,7 +26,7 @@ CASES = {
         num_layers=5,
         output_layer=4,
         num_heads=8,
-        dtype=jnp.float32,
+        dtype="float32",
     ),
 }
 
@@ -91,7 +91,7 @@ def test_bfloat16_error_is_that_of_the_reference():
     params = jax.tree.map(
         lambda leaf: jnp.asarray(leaf, jnp.bfloat16), _params(model, config)
     )
-    narrow = dataclasses.replace(config, dtype=jnp.bfloat16).setup()
+    narrow = dataclasses.replace(config, dtype="bfloat16").setup()
     got = narrow.module.apply({"params": params}, pixels)
     reference = _torch_rows(model.to(torch.bfloat16), pixels, -2)
     ours, theirs = (

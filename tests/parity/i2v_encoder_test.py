@@ -23,7 +23,7 @@ from flashdreams.recipes.wan.autoencoder import vae as reference_vae  # noqa: E4
 
 MEAN, STD = (0.3, -0.6), (2.0, 0.7)
 VAE = vae.WanVaeEncoderConfig(
-    widths=(4, 8, 16, 16), latent_mean=MEAN, latent_std=STD, dtype=jnp.float32
+    widths=(4, 8, 16, 16), latent_mean=MEAN, latent_std=STD, dtype="float32"
 )
 
 

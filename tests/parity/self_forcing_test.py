@@ -80,7 +80,6 @@ def _runner_config(slug, folder):
         total_blocks=NUM_CHUNKS,
         pixel_height=HEIGHT,
         pixel_width=WIDTH,
-        compilation_cache=False,
     )
 
 

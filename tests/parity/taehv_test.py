@@ -3,7 +3,6 @@
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -26,7 +25,7 @@ decode = jax.jit(TaehvDecoder.decode, static_argnums=0)
 def _state(widths, channels, patch, oversize=False):
     """Random weights under the published names; encoder keys are there as well."""
     config = TaehvDecoderConfig(
-        widths=widths, latent_channels=channels, patch=patch, dtype=jnp.float32
+        widths=widths, latent_channels=channels, patch=patch, dtype="float32"
     )
     shapes = {
         key: tensor.shape
@@ -110,7 +109,7 @@ def test_scaling_equals_the_reference(path, needs_scaling):
         ).setup()
     latent = np.random.default_rng(1).normal(size=(1, 2, 2, 2, 16)).astype(np.float32)
     expected = wrapper(torch.from_numpy(np.moveaxis(latent, -1, 2).copy()))
-    decoder = TaehvDecoderConfig(needs_scaling=needs_scaling, dtype=jnp.float32).setup()
+    decoder = TaehvDecoderConfig(needs_scaling=needs_scaling, dtype="float32").setup()
     params = rules.convert(state, taehv.DECODER, decoder.param_shapes())
     actual = _stream(decoder, params, latent, (2,))
     assert np.mean(np.abs(actual) == 1) < 0.5, "most of the output is clamped"
@@ -148,7 +147,7 @@ def _torch_encoder(state, video):
 
 def test_encoding_equals_torch():
     config = TaehvEncoderConfig(
-        widths=(12, 8, 8, 16), latent_channels=4, dtype=jnp.float32
+        widths=(12, 8, 8, 16), latent_channels=4, dtype="float32"
     )
     encoder = config.setup()
     generator = np.random.default_rng(0)

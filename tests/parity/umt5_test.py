@@ -28,7 +28,7 @@ CASES = {
         num_layers=3,
         num_heads=6,
         max_length=40,
-        dtype=jnp.float32,
+        dtype="float32",
     ),
     "few buckets, near distance": Umt5TextEncoderConfig(
         vocab_size=40,
@@ -41,7 +41,7 @@ CASES = {
         max_distance=20,
         epsilon=1e-5,
         max_length=70,
-        dtype=jnp.float32,
+        dtype="float32",
     ),
 }
 
@@ -111,7 +111,7 @@ def test_bfloat16_error_is_that_of_the_reference():
     params = jax.tree.map(
         lambda leaf: jnp.asarray(leaf, jnp.bfloat16), _params(model, config)
     )
-    narrow = dataclasses.replace(config, dtype=jnp.bfloat16).setup()
+    narrow = dataclasses.replace(config, dtype="bfloat16").setup()
     got = np.asarray(narrow.encode_tokens(params, tokens), np.float32)
     reference = _torch_rows(model.to(torch.bfloat16), tokens)
     ours, theirs = (np.abs(rows - exact).mean() for rows in (got, reference))

@@ -4,7 +4,6 @@ import functools
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -33,7 +32,7 @@ encode = jax.jit(vae.WanVaeEncoder.encode, static_argnums=0)
 
 
 def _components(kind, **fields):
-    common = {"latent_mean": MEAN, "latent_std": STD, "dtype": jnp.float32}
+    common = {"latent_mean": MEAN, "latent_std": STD, "dtype": "float32"}
     return (
         vae.WanVaeEncoderConfig(**KINDS[kind], **common).setup(),
         vae.WanVaeDecoderConfig(**KINDS[kind], **common, **fields).setup(),

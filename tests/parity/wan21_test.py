@@ -74,7 +74,6 @@ def _runner_config(slug, folder):
         prompt=PROMPT,
         pixel_height=HEIGHT,
         pixel_width=WIDTH,
-        compilation_cache=False,
         **changes,
     )
 

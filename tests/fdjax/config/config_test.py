@@ -11,12 +11,14 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.typing import DTypeLike
 
 from fdjax.config import (
     Component,
+    DTypeName,
     InstantiateConfig,
+    KnownClasses,
     check_config,
+    class_names,
     config_hash,
     derive_config,
     from_json,
@@ -40,7 +42,7 @@ class OtherEngine(Component):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EngineConfig(InstantiateConfig):
+class EngineConfig(InstantiateConfig[Engine]):
     """An engine."""
 
     _target: type = Engine
@@ -49,7 +51,7 @@ class EngineConfig(InstantiateConfig):
 
     shift: float = 5.0
     """Timestep shift."""
-    dtype: DTypeLike = jnp.bfloat16
+    dtype: DTypeName = "bfloat16"
     mode: Mode = Mode.FAST
     sizes: tuple[int, ...] = (1, 2)
     """Sizes, in
@@ -65,6 +67,14 @@ class TurboEngineConfig(EngineConfig):
     boost: float | None = None
     """Boost, in bar."""
     shift: float = 8.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Depot:
+    """Sizes that a component and its network share: no component of their own."""
+
+    length: float = 10.0
+    """Length, in metres."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,17 +94,21 @@ class CarConfig(InstantiateConfig):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FleetConfig(InstantiateConfig):
     car: CarConfig = CarConfig()
+    depot: Depot = Depot()
 
 
 FULL = FleetConfig(
     car=CarConfig(
-        engine=TurboEngineConfig(boost=1.5, dtype=np.dtype("float16"), sizes=()),
+        engine=TurboEngineConfig(boost=1.5, dtype="float16", sizes=()),
         spare=EngineConfig(_target=OtherEngine, mode=Mode.EXACT),
         seed=3,
         wheels=(EngineConfig(num_cylinders=2), EngineConfig(num_cylinders=6)),
-        extra=(1, ("é", 2.5), None, True, jnp.int8),
+        extra=(1, ("é", 2.5), None, True),
     )
 )
+
+
+KNOWN = KnownClasses(names=class_names([FULL]), packages=frozenset({"fdjax", "tests"}))
 
 
 def test_setup_builds_the_target():
@@ -106,6 +120,7 @@ def test_setup_builds_the_target():
 def test_derive_patches_three_levels_deep_and_keeps_the_base():
     base = FleetConfig()
     new = derive_config(base, car={"engine": {"num_cylinders": 6}, "seed": 9})
+    assert derive_config(base, depot={"length": 3}).depot == Depot(length=3.0)
     assert new.car.engine.num_cylinders == 6
     assert new.car.seed == 9
     assert base == FleetConfig()
@@ -165,7 +180,15 @@ def test_derive_names_unknown_fields(changes, message):
         ({"car": {"engine": {"sizes": [1]}}}, r"sizes must be tuple of int, got \[1\]"),
         ({"car": {"engine": {"sizes": (1, 2.0)}}}, r"sizes must be tuple of int"),
         ({"car": {"engine": {"mode": "fast"}}}, r"mode must be one of FAST, EXACT"),
-        ({"car": {"engine": {"dtype": "flaot32"}}}, r"dtype must be a dtype"),
+        (
+            {"car": {"engine": {"dtype": "flaot32"}}},
+            r"dtype must be the name of a dtyp",
+        ),
+        (
+            {"car": {"engine": {"dtype": jnp.float32}}},
+            r"dtype must be the name of a dt",
+        ),
+        ({"car": {"engine": Depot()}}, r"engine must be EngineConfig, got a Depot\."),
         ({"car": {"kind": "bus"}}, r"kind must be one of 'sport', 'family', got 'bus'"),
     ],
 )
@@ -203,7 +226,7 @@ FleetConfig:
         engine: TurboEngineConfig:
             num_cylinders: 4
             shift: 8.0
-            dtype: float16
+            dtype: 'float16'
             mode: FAST
             sizes: ()
             boost: 1.5
@@ -211,48 +234,118 @@ FleetConfig:
             _target: {__name__}:OtherEngine
             num_cylinders: 4
             shift: 5.0
-            dtype: bfloat16
+            dtype: 'bfloat16'
             mode: EXACT
             sizes: (1, 2)
         seed: 3
         folder: x/y z
         limit: inf
-        extra: (1, ('é', 2.5), None, True, int8)
+        extra: (1, ('é', 2.5), None, True)
         wheels:
             [0]: EngineConfig:
                 num_cylinders: 2
                 shift: 5.0
-                dtype: bfloat16
+                dtype: 'bfloat16'
                 mode: FAST
                 sizes: (1, 2)
             [1]: EngineConfig:
                 num_cylinders: 6
                 shift: 5.0
-                dtype: bfloat16
+                dtype: 'bfloat16'
                 mode: FAST
                 sizes: (1, 2)
-        kind: 'sport'"""
+        kind: 'sport'
+    depot: Depot:
+        length: 10.0"""
     )
     assert config.to_text() == str(config)
 
 
 @pytest.mark.parametrize("config", [FleetConfig(), FULL, EngineConfig(shift=-0.1)])
 def test_json_round_trip(config):
-    text = to_json(config)
-    assert from_json(text) == config
-    assert to_json(from_json(text)) == text
-    assert config_hash(from_json(text)) == config_hash(config)
+    text = to_json(config, classes=KNOWN)
+    again = from_json(text, classes=KNOWN)
+    assert again == config
+    assert to_json(again, classes=KNOWN) == text
+    assert config_hash(again) == config_hash(config)
     json.loads(text, parse_constant=lambda name: pytest.fail(f"not strict: {name}"))
 
 
 def test_json_fills_missing_fields_with_defaults():
-    tree = json.loads(to_json(CarConfig(name="x")))
+    tree = json.loads(to_json(CarConfig(name="x"), classes=KNOWN))
     del tree["seed"]
-    assert from_json(json.dumps(tree)) == CarConfig(name="x")
+    assert from_json(json.dumps(tree), classes=KNOWN) == CarConfig(name="x")
+
+
+def test_json_names_classes_by_the_table():
+    spare = EngineConfig(_target=OtherEngine, mode=Mode.EXACT)
+    config = FleetConfig(car=CarConfig(spare=spare))
+    tree = json.loads(to_json(config, classes=KNOWN))
+    assert tree["_class"] == "FleetConfig"
+    assert tree["depot"] == {"_class": "Depot", "length": 10.0}
+    assert tree["car"]["spare"]["_class"] == "EngineConfig"
+    assert tree["car"]["spare"]["_target"] == {"_type": "OtherEngine"}
+    assert tree["car"]["spare"]["mode"] == {"_enum": "Mode.EXACT"}
+
+
+def test_a_class_outside_the_table_is_named_by_its_module():
+    config = CarConfig(spare=EngineConfig(_target=OtherEngine, mode=Mode.EXACT))
+    classes = KnownClasses(packages=frozenset({"tests"}))
+    text = to_json(config, classes=classes)
+    spare = json.loads(text)["spare"]
+    assert spare["_class"] == f"{__name__}:EngineConfig"
+    assert spare["_target"] == {"_type": f"{__name__}:OtherEngine"}
+    assert spare["mode"] == {"_enum": f"{__name__}:Mode.EXACT"}
+    assert from_json(text, classes=classes) == config
+    with pytest.raises(ValueError, match=r"in no package that registers .*\['fdjax'\]"):
+        from_json(text, classes=KnownClasses(packages=frozenset({"fdjax"})))
+
+
+def test_a_module_that_moves_breaks_no_saved_config():
+    text = to_json(FULL, classes=KNOWN)
+    assert __name__ not in text
+    # A class that was outside the table when it was saved, and whose module moved.
+    saved = '{"_class": "tests.earlier:EngineConfig", "num_cylinders": 2}'
+    assert from_json(saved, classes=KNOWN) == EngineConfig(num_cylinders=2)
+    elsewhere = '{"_class": "fdjax.earlier:EngineConfig"}'
+    with pytest.raises(ValueError, match="does not exist"):
+        from_json(elsewhere, classes=KNOWN)
+
+
+def test_a_record_names_classes_by_their_own_names():
+    assert to_json(FULL) == to_json(FULL, classes=KNOWN)
+    assert json.loads(to_json(Outsider()))["_class"] == "Outsider"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outsider(InstantiateConfig):
+    pass
+
+
+def test_the_table_holds_configs_types_of_fields_bases_enums_and_components():
+    assert class_names([CarConfig()]) == {
+        "Component": Component,
+        "CarConfig": CarConfig,
+        "Engine": Engine,
+        "EngineConfig": EngineConfig,
+        "InstantiateConfig": InstantiateConfig,
+        "Mode": Mode,
+    }
+    added = {"TurboEngineConfig", "OtherEngine", "FleetConfig", "Depot"}
+    assert set(class_names([FULL])) == set(class_names([CarConfig()])) | added
+
+
+def test_a_name_of_two_classes_is_left_out_of_the_table():
+    other = dataclasses.make_dataclass(
+        "CarConfig", [], bases=(InstantiateConfig,), frozen=True, kw_only=True
+    )
+    names = class_names([CarConfig(), other()])
+    assert "CarConfig" not in names
+    assert names["EngineConfig"] is EngineConfig
 
 
 def _tree(**changes):
-    return json.dumps(json.loads(to_json(CarConfig())) | changes)
+    return json.dumps(json.loads(to_json(CarConfig(), classes=KNOWN)) | changes)
 
 
 @pytest.mark.parametrize(
@@ -266,15 +359,21 @@ def _tree(**changes):
         (
             '{"_class": "fdjax.axes:PyTree"}',
             ValueError,
-            "not a subclass of Instantiate",
+            "is not the class of a config",
         ),
         ('{"_class": "fdjax.config:Nope"}', ValueError, "does not exist"),
         ('{"_class": "fdjax.nothing:Nope"}', ValueError, "does not exist"),
         (_tree(sede=1), KeyError, "config: CarConfig.sede; did you mean 'seed'"),
         (_tree(seed="x"), TypeError, r"config.seed must be int or None, got 'x'"),
         (_tree(engine=None), TypeError, "config.engine must be EngineConfig"),
-        (_tree(extra={"_dtype": "nope"}), ValueError, "must be a dtype"),
-        (_tree(extra={"_enum": "os:path"}), ValueError, "not a member of a loaded"),
+        ('{"_class": "CarConfg"}', ValueError, "did you mean 'CarConfig'"),
+        ('{"_class": "Outsider"}', ValueError, "no method that is installed uses"),
+        ('{"_class": "Engine"}', ValueError, "'Engine' is not the class of a config"),
+        ('{"_class": "Mode"}', ValueError, "'Mode' is not the class of a config"),
+        (_tree(extra={"_enum": "os:path"}), ValueError, "no method that is installed"),
+        (_tree(extra={"_enum": "Mode.SLOW"}), ValueError, "not a member of an enum"),
+        (_tree(extra={"_enum": "Engine.x"}), ValueError, "not a member of an enum"),
+        (_tree(extra={"_type": "Mode"}), ValueError, "not the class of a component"),
         (_tree(extra={"_type": "subprocess:Popen"}), ValueError, "in no package"),
         (_tree(extra={"_exec": "1"}), ValueError, "config.extra must be a config"),
     ],
@@ -282,19 +381,19 @@ def _tree(**changes):
 def test_json_errors(text, error, message):
     assert "antigravity" not in sys.modules
     with pytest.raises(error, match=message):
-        from_json(text)
+        from_json(text, classes=KNOWN)
     assert "antigravity" not in sys.modules
 
 
 def test_json_reruns_validation():
-    tree = json.loads(to_json(CarConfig()))
+    tree = json.loads(to_json(CarConfig(), classes=KNOWN))
     tree["engine"]["num_cylinders"] = 3
     with pytest.raises(ValueError, match="must be even"):
-        from_json(json.dumps(tree))
+        from_json(json.dumps(tree), classes=KNOWN)
 
 
 @pytest.mark.parametrize(
-    "value", [print, [1], np.zeros(2), {"a": 1}, np.int64(3), b"x"]
+    "value", [print, [1], np.zeros(2), {"a": 1}, np.int64(3), b"x", jnp.float32]
 )
 def test_json_refuses_values_that_it_cannot_bring_back(value):
     with pytest.raises(TypeError, match=r"CarConfig\.extra holds .* no JSON form"):
@@ -303,17 +402,26 @@ def test_json_refuses_values_that_it_cannot_bring_back(value):
 
 def test_hash_depends_on_values_not_on_their_spelling():
     assert config_hash(EngineConfig(shift=5)) == config_hash(EngineConfig(shift=5.0))
-    spellings = [jnp.float32, np.float32, np.dtype("float32")]
-    assert len({config_hash(EngineConfig(dtype=dtype)) for dtype in spellings}) == 1
     others = [
         EngineConfig(),
         EngineConfig(shift=6),
         EngineConfig(mode=Mode.EXACT),
         EngineConfig(_target=OtherEngine),
-        EngineConfig(dtype=jnp.float32),
+        EngineConfig(dtype="float32"),
         TurboEngineConfig(shift=5.0),
     ]
     assert len({config_hash(config) for config in others}) == len(others)
+
+
+def test_hash_counts_a_class_by_package_and_name():
+    hashes = []
+    for module in ("one.a", "one.b.c", "two.a"):
+        kind = dataclasses.make_dataclass(
+            "Moved", [], bases=(InstantiateConfig,), frozen=True
+        )
+        kind.__module__ = module
+        hashes.append(config_hash(kind()))
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_hash_is_the_same_in_another_process():
@@ -376,16 +484,15 @@ def test_field_docs_of_a_class_without_source_are_empty():
         ("exact", Mode, Mode.EXACT),
         ("family", Literal["sport", "family"], "family"),
         ("2", Literal[1, 2], 2),
-        ("float32", DTypeLike, jnp.float32),
-        ("bfloat16", DTypeLike | None, jnp.bfloat16),
-        ("None", DTypeLike | None, None),
-        ("float32", np.dtype, np.dtype("float32")),
+        ("float32", DTypeName, "float32"),
+        ("bfloat16", DTypeName | None, "bfloat16"),
+        ("None", DTypeName | None, None),
     ],
 )
 def test_parse(text, annotation, value):
     parsed = config_values.parse(text, annotation)
     assert parsed == value
-    assert isinstance(parsed, type(value)) or config_values.is_dtype(value)
+    assert isinstance(parsed, type(value))
     assert config_values.matches(parsed, annotation)
     assert config_values.can_parse(annotation, None)
 
@@ -393,7 +500,6 @@ def test_parse(text, annotation, value):
 @pytest.mark.parametrize(
     ("text", "current", "value"),
     [
-        ("float32", jnp.bfloat16, jnp.float32),
         ("3", 1, 3),
         ("3", "a", "3"),
         ("None", None, None),
@@ -421,7 +527,12 @@ def test_parse_gives_no_config():
         ("1,x", tuple[int, ...], "must be int, got 'x'"),
         ("FSAT", Mode, "must be one of FAST, EXACT, got 'FSAT'; did you mean 'FAST'"),
         ("sprot", Literal["sport"], "must be one of 'sport'.*did you mean 'sport'"),
-        ("flaot32", DTypeLike, "must be a dtype, got 'flaot32'"),
+        (
+            "flaot32",
+            DTypeName,
+            "must be the name of a dtype, got 'flaot32'; did you me",
+        ),
+        ("f4", DTypeName, "must be the name of a dtype, got 'f4'"),
         ("", pathlib.Path, "must be a path"),
     ],
 )

@@ -10,12 +10,13 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
 
 from fdjax.config import derive_config, from_json
-from fdjax.run import cli, media, registry
+from fdjax.run import cli, media, plugins, registry
 from tests import processes, tiny_runner
 from tests.tiny_runner import CONFIG, TinyRunner
 
@@ -29,9 +30,10 @@ def tiny_method(monkeypatch, tmp_path):
         lambda: registry.Discovery(
             configs={"tiny": CONFIG},
             sources={"tiny": "test"},
-            broken=(registry.BrokenPlugin("bad", "package x: bad = y:Z", "E: why"),),
+            broken=(plugins.BrokenPlugin("bad", "package x: bad = y:Z", "E: why"),),
         ),
     )
+    monkeypatch.setenv(plugins.VARIABLE, "tiny=tests.tiny_runner:RUNNER_CONFIGS")
     monkeypatch.chdir(tmp_path)
 
 
@@ -66,7 +68,7 @@ def test_help_lists_methods_and_broken_plugins(fdjax_run):
     assert re.search(r"\n  tiny +A tiny pipeline\.\n", out)
     assert "package x: bad = y:Z\n      E: why" in out
     assert "needs a reinstall" in out
-    assert registry.VARIABLE in out
+    assert plugins.VARIABLE in out
     assert fdjax_run("-h") == (code, out, err)
 
 
@@ -260,13 +262,47 @@ def test_debug_shows_the_traceback(fdjax_run):
     assert err.splitlines()[-1].startswith("fdjax-run: error: control must be")
 
 
-def test_a_defect_keeps_its_traceback(fdjax_run, monkeypatch):
+def test_a_defect_is_one_line_and_a_traceback_in_a_file(
+    fdjax_run, monkeypatch, tmp_path
+):
     def run(self):
-        raise TypeError("a defect")
+        raise TypeError("a defect\nwith details")
 
     monkeypatch.setattr(TinyRunner, "run", run)
-    with pytest.raises(TypeError, match="a defect"):
-        fdjax_run("tiny")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code, out, err = fdjax_run("tiny")
+    assert (code, out) == (1, "")
+    [line] = err.splitlines()
+    assert line.startswith("fdjax-run: failed: TypeError: a defect (traceback: ")
+    text = pathlib.Path(line.split("traceback: ")[1].rstrip(")")).read_text()
+    assert text.startswith("Traceback")
+    assert "a defect\nwith details" in text
+
+
+def test_a_method_of_wrong_types_is_a_mistake_of_its_author(fdjax_run, monkeypatch):
+    decoder = dataclasses.replace(CONFIG.pipeline, decoder=CONFIG.pipeline.encoder)
+    wrong = dataclasses.replace(CONFIG, pipeline=decoder)
+    monkeypatch.setattr(
+        registry, "discover", lambda: registry.Discovery({"tiny": wrong}, {}, ())
+    )
+    code, _, err = fdjax_run("tiny")
+    assert code == 2
+    assert "pipeline.decoder must be DecoderConfig or None, got a NullEncoderC" in err
+
+
+def test_process_settings_are_made_at_the_edge_only(fdjax_run, monkeypatch):
+    made = []
+    monkeypatch.setattr(TinyRunner, "run", lambda self: made.append("run"))
+    for name in ("set_defaults", "enable_compilation_cache"):
+        monkeypatch.setattr(cli.xla_flags, name, lambda n=name: made.append(n))
+    assert fdjax_run("tiny")[0] == 0
+    assert made == ["run"]
+    monkeypatch.setattr(sys, "argv", ["fdjax-run", "tiny"])
+    assert cli.run() == 0
+    assert made[1:] == ["set_defaults", "enable_compilation_cache", "run"]
+    monkeypatch.setattr(sys, "argv", ["fdjax-run", "tiny", "--no-compilation-cache"])
+    assert cli.run() == 0
+    assert made[4:] == ["set_defaults", "run"]
 
 
 def test_a_full_disk_is_exit_code_1(fdjax_run, monkeypatch):
@@ -297,7 +333,8 @@ def test_a_run_and_its_repetition(fdjax_run):
     assert "7 frames" in err
     name = "tiny-random-weights"
     file = f"a/{name}.config.json"
-    assert from_json(pathlib.Path(file).read_text()).control == 0.5
+    text = pathlib.Path(file).read_text()
+    assert from_json(text, classes=plugins.known_classes()).control == 0.5
     assert fdjax_run("--config", file, "--output_dir", "b")[0] == 0
     videos = [pathlib.Path(folder, f"{name}.mp4").read_bytes() for folder in "ab"]
     # The two differ in the hash of the config alone, which has another output_dir.
@@ -315,6 +352,11 @@ def test_a_run_and_its_repetition(fdjax_run):
         (
             '{"_class": "fdjax.contract.encoder:NullEncoderConfig"}',
             "NullEncoderConfig, no run",
+        ),
+        ('{"_class": "NullEncoderConfig"}', "NullEncoderConfig, no run"),
+        (
+            '{"_class": "TinyRunerConfig"}',
+            "uses a class 'TinyRunerConfig'; did you mean 'TinyRunnerConfig'",
         ),
     ],
 )
@@ -356,7 +398,7 @@ def process(tmp_path):
     root = pathlib.Path(tiny_runner.__file__).parent.parent
     environment = {
         **os.environ,
-        registry.VARIABLE: "tiny=tests.tiny_runner:RUNNER_CONFIGS",
+        plugins.VARIABLE: "tiny=tests.tiny_runner:RUNNER_CONFIGS",
         "PYTHONPATH": os.pathsep.join([str(root), *sys.path]),
         "FDJAX_CACHE_DIR": str(tmp_path / "cache"),
     }
@@ -376,7 +418,7 @@ def process(tmp_path):
 
 
 def test_the_command_in_a_process_of_its_own(process, tmp_path):
-    with process("tiny", "--total_blocks=2", "--compilation-cache") as running:
+    with process("tiny", "--total_blocks=2") as running:
         _, err = running.communicate()
     assert running.returncode == 0, err
     assert "3 frames" in err

@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.typing import DTypeLike
 
 from fdjax import checkpoint
-from fdjax.config import derive_config
+from fdjax.config import DTypeName, derive_config
 from fdjax.contract.conditioner import (
     ImageEncoder,
     ImageEncoderConfig,
@@ -50,7 +49,7 @@ class LetterEncoderConfig(TextEncoderConfig):
 
     checkpoint_path: str | None = "hf://somewhere/letters.safetensors"
     length: int = 6
-    dtype: DTypeLike = jnp.float32
+    dtype: DTypeName = "float32"
 
 
 class MeanEncoder(ImageEncoder):
@@ -111,7 +110,7 @@ def _entries(directory):
     return sorted(directory.glob("*"))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_second_run_loads_nothing(loads, tmp_path, dtype):
     config = LetterEncoderConfig(dtype=dtype)
     first = _encode(config, ["ab", "", "abcdef"], tmp_path)
@@ -150,7 +149,7 @@ def test_padding_is_not_stored(loads, tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"length": 7}, {"dtype": jnp.bfloat16}, {"checkpoint_path": "hf://other/file"}],
+    [{"length": 7}, {"dtype": "bfloat16"}, {"checkpoint_path": "hf://other/file"}],
 )
 def test_another_config_is_another_entry(loads, tmp_path, changes):
     _encode(LetterEncoderConfig(), ["ab"], tmp_path)

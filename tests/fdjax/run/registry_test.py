@@ -9,8 +9,8 @@ import sys
 import pytest
 
 import fdjax
-from fdjax.run import registry
-from fdjax.run.registry import BrokenPlugin
+from fdjax.run import plugins, registry
+from fdjax.run.plugins import BrokenPlugin
 
 PLUGIN = """
 from fdjax.config import derive_config
@@ -43,9 +43,9 @@ def make_number():
 @pytest.fixture(autouse=True)
 def only_the_variable(monkeypatch, tmp_path):
     """No entry points, and a folder of plug-in modules on the path."""
-    monkeypatch.setattr(registry, "_clone_entries", lambda: ())
+    monkeypatch.setattr(plugins, "clone_entries", lambda: ())
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: [])
-    monkeypatch.delenv(registry.VARIABLE, raising=False)
+    monkeypatch.delenv(plugins.VARIABLE, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "plugin_a.py").write_text(PLUGIN)
     (tmp_path / "plugin_b.py").write_text(
@@ -60,13 +60,13 @@ def only_the_variable(monkeypatch, tmp_path):
 
 def set_entry_points(monkeypatch, **entries):
     points = [
-        importlib.metadata.EntryPoint(name.replace("_", "-"), value, registry.GROUP)
+        importlib.metadata.EntryPoint(name.replace("_", "-"), value, plugins.GROUP)
         for name, value in entries.items()
     ]
     monkeypatch.setattr(
         importlib.metadata,
         "entry_points",
-        lambda *, group: points if group == registry.GROUP else [],
+        lambda *, group: points if group == plugins.GROUP else [],
     )
 
 
@@ -85,7 +85,7 @@ def test_every_form_in_both_ways(monkeypatch, way, attribute, slugs):
     if way == "entry point":
         set_entry_points(monkeypatch, label=f"plugin_a:{attribute}")
     else:
-        monkeypatch.setenv(registry.VARIABLE, f" one = plugin_a:{attribute} ,, ")
+        monkeypatch.setenv(plugins.VARIABLE, f" one = plugin_a:{attribute} ,, ")
     configs = fdjax.runner_configs()
     assert list(configs) == slugs
     assert all(config.runner_name == slug for slug, config in configs.items())
@@ -116,11 +116,11 @@ def test_every_form_in_both_ways(monkeypatch, way, attribute, slugs):
     ],
 )
 def test_a_broken_plugin_is_listed_and_takes_nothing_down(monkeypatch, value, reason):
-    monkeypatch.setenv(registry.VARIABLE, f"one=plugin_a:one,{value},y=plugin_a:both")
+    monkeypatch.setenv(plugins.VARIABLE, f"one=plugin_a:one,{value},y=plugin_a:both")
     assert list(registry.runner_configs()) == ["one", "two"]
     [broken] = registry.broken_plugins()
     assert isinstance(broken, BrokenPlugin)
-    assert broken.source.startswith(f"{registry.VARIABLE}: ")
+    assert broken.source.startswith(f"{plugins.VARIABLE}: ")
     assert value.partition("=")[2].strip() in broken.source
     assert reason in broken.reason
     assert "\n" not in broken.reason
@@ -136,7 +136,7 @@ def test_a_bad_item_of_a_dict_does_not_take_the_others_down(monkeypatch, attribu
 
 def test_one_slug_twice_is_an_error_that_names_both(monkeypatch):
     set_entry_points(monkeypatch, first="plugin_a:both")
-    monkeypatch.setenv(registry.VARIABLE, "two=plugin_b:two")
+    monkeypatch.setenv(plugins.VARIABLE, "two=plugin_b:two")
     with pytest.raises(ValueError, match="'two'") as error:
         registry.runner_configs()
     assert "first = plugin_a:both" in str(error.value)
@@ -145,20 +145,20 @@ def test_one_slug_twice_is_an_error_that_names_both(monkeypatch):
 
 def test_the_same_method_registered_twice_is_fine(monkeypatch):
     set_entry_points(monkeypatch, first="plugin_a:both")
-    monkeypatch.setenv(registry.VARIABLE, "two=plugin_a:two")
+    monkeypatch.setenv(plugins.VARIABLE, "two=plugin_a:two")
     assert list(registry.runner_configs()) == ["one", "two"]
 
 
 def test_nothing_is_cached_between_calls(monkeypatch):
     assert registry.runner_configs() == {}
-    monkeypatch.setenv(registry.VARIABLE, "one=plugin_a:one")
+    monkeypatch.setenv(plugins.VARIABLE, "one=plugin_a:one")
     assert list(registry.runner_configs()) == ["one"]
 
 
 def test_method_packages(monkeypatch):
     set_entry_points(monkeypatch, first="some.thing:x")
-    monkeypatch.setenv(registry.VARIABLE, "a=other.module:x,nonsense")
-    assert registry.method_packages() == {"fdjax", "some", "other"}
+    monkeypatch.setenv(plugins.VARIABLE, "a=other.module:x,nonsense")
+    assert plugins.method_packages() == {"fdjax", "some", "other"}
 
 
 def test_a_clone_needs_no_installation():
@@ -168,8 +168,8 @@ def test_a_clone_needs_no_installation():
         pytest.skip("fdjax is installed as a wheel: there is no clone")
     program = (
         "import importlib.metadata as m; m.entry_points = lambda **_: []\n"
-        "from fdjax.run import registry\n"
-        "print(sorted(registry.method_packages()))\n"
+        "from fdjax.run import plugins, registry\n"
+        "print(sorted(plugins.method_packages()))\n"
         "print(registry.broken_plugins())"
     )
     roots = [str(root), *(p for p in sys.path if "site-packages" in p)]

@@ -15,7 +15,7 @@ from fdjax import checkpoint
 from fdjax.config import derive_config, from_json
 from fdjax.contract.conditioner import Conditions, TextEncoder, TextEncoderConfig
 from fdjax.engine.conditioner import TextImageConditionerConfig
-from fdjax.run import conditions_store, media
+from fdjax.run import conditions_store, media, plugins
 from fdjax.run import writer as video_writer
 from fdjax.run.runner import RunnerConfig
 from tests import tiny
@@ -50,9 +50,12 @@ def test_run_writes_video_sheet_stats_and_config(config):
     assert "encode_ms" not in chunks[0]
 
 
-def test_a_run_repeats_from_its_config(config, tmp_path):
+def test_a_run_repeats_from_its_config(config, tmp_path, monkeypatch):
+    monkeypatch.setenv(plugins.VARIABLE, "tiny=tests.tiny_runner:RUNNER_CONFIGS")
     first = config.setup().run()
-    again = from_json((first.output.parent / f"{NAME}.config.json").read_text())
+    text = (first.output.parent / f"{NAME}.config.json").read_text()
+    assert json.loads(text)["_class"] == "TinyRunnerConfig"
+    again = from_json(text, classes=plugins.known_classes())
     assert again == config
     moved = derive_config(again, output_dir=str(tmp_path / "again"))
     second = moved.setup().run()
@@ -178,7 +181,6 @@ def test_a_prompt_is_encoded_once_and_then_read_from_disk(tmp_path, monkeypatch)
         total_blocks=2,
         pixel_height=6,
         pixel_width=8,
-        compilation_cache=False,
     )
     CALLS.clear()
     first = media.read_video(config.setup().run().output)

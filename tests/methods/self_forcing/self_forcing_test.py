@@ -10,7 +10,7 @@ import pytest
 from fdjax import testing
 from fdjax.config import derive_config, from_json, to_json
 from fdjax.contract.conditioner import Conditions
-from fdjax.run import media
+from fdjax.run import media, plugins
 from fdjax_models.methods.self_forcing.config import RUNNER_CONFIGS
 from tests.networks.wan_dit.tiny_methods import HEIGHT, WIDTH, shrink
 
@@ -18,6 +18,7 @@ BASE = "self-forcing-wan2.1-t2v-1.3b"
 
 
 def test_published_values():
+    known = plugins.known_classes()
     transformers = {
         slug.removeprefix(BASE): config.pipeline.diffusion_model.transformer
         for slug, config in RUNNER_CONFIGS.items()
@@ -46,7 +47,8 @@ def test_published_values():
         timesteps = config.pipeline.diffusion_model.scheduler.setup().steps.timestep
         want = [1000, 960, 888.8889160, 727.2727661]
         np.testing.assert_allclose(timesteps, want, rtol=1e-7)
-        assert from_json(to_json(config)) == config
+        text = to_json(config, classes=known)
+        assert from_json(text, classes=known) == config
 
 
 @pytest.mark.parametrize("slug", RUNNER_CONFIGS)

@@ -12,7 +12,7 @@ from flax import traverse_util
 from fdjax import testing
 from fdjax.config import derive_config, from_json, to_json
 from fdjax.contract.conditioner import Conditions
-from fdjax.run import media
+from fdjax.run import media, plugins
 from fdjax_models.methods.template.config import AUTOREGRESSIVE, OFFLINE, RUNNER_CONFIGS
 from tests import golden
 
@@ -20,9 +20,9 @@ from tests import golden
 def in_float32(config, **transformer):
     return derive_config(
         config,
-        encoder={"dtype": jnp.float32},
-        decoder={"dtype": jnp.float32},
-        diffusion_model={"transformer": {"dtype": jnp.float32, **transformer}},
+        encoder={"dtype": "float32"},
+        decoder={"dtype": "float32"},
+        diffusion_model={"transformer": {"dtype": "float32", **transformer}},
     )
 
 
@@ -211,7 +211,6 @@ def test_a_size_that_does_not_fit_is_found_before_weights_are_read(tmp_path):
     config = dataclasses.replace(
         RUNNER_CONFIGS["template-offline"],
         output_dir=tmp_path,
-        compilation_cache=False,
         random_weights=False,  # there is no checkpoint to read
         pixel_width=5,
     )
@@ -223,10 +222,12 @@ def test_a_size_that_does_not_fit_is_found_before_weights_are_read(tmp_path):
 
 
 def test_the_configs_of_the_method():
+    known = plugins.known_classes()
     for slug, config in RUNNER_CONFIGS.items():
         assert config.runner_name == config.pipeline.name == slug
         assert config.description
-        assert from_json(to_json(config)) == config
+        text = to_json(config, classes=known)
+        assert from_json(text, classes=known) == config
 
 
 @pytest.mark.parametrize(
@@ -238,8 +239,6 @@ def test_the_configs_of_the_method():
     ],
 )
 def test_runs(tmp_path, slug, changes, frames):
-    config = dataclasses.replace(
-        RUNNER_CONFIGS[slug], output_dir=tmp_path, compilation_cache=False
-    )
+    config = dataclasses.replace(RUNNER_CONFIGS[slug], output_dir=tmp_path)
     result = derive_config(config, **changes).setup().run()
     assert media.read_video(result.output).shape == (frames, 6, 4, 3)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fdjax.config import derive_config, from_json, to_json
-from fdjax.run import media
+from fdjax.run import media, plugins
 from fdjax_models.methods.wan21.config import RUNNER_CONFIGS
 from fdjax_models.methods.wan21.published import NEGATIVE_PROMPT
 from tests.networks.wan_dit.tiny_methods import HEIGHT, WIDTH, shrink
@@ -17,6 +17,7 @@ T2V, I2V = "wan21-t2v-1.3b-480p", "wan21-i2v-14b-480p"
 
 
 def test_published_values():
+    known = plugins.known_classes()
     found = {}
     for slug, config in RUNNER_CONFIGS.items():
         model = config.pipeline.diffusion_model
@@ -34,7 +35,8 @@ def test_published_values():
         assert config.pipeline.conditioner.negative_prompt == NEGATIVE_PROMPT
         assert (config.pipeline.encoder is not None) == (slug == I2V)
         assert (config.pipeline.conditioner.image_encoder is not None) == (slug == I2V)
-        assert from_json(to_json(config)) == config
+        text = to_json(config, classes=known)
+        assert from_json(text, classes=known) == config
     assert found == {
         T2V: ((1536, 30, 16, 0), 6, (50, 8), (480, 832)),
         "wan21-t2v-14b-480p": ((5120, 40, 16, 0), 5, (50, 5), (480, 832)),

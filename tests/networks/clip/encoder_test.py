@@ -118,7 +118,7 @@ def test_random_weights_are_of_use():
 
 
 def test_bfloat16_is_near_float32(params):
-    narrow = dataclasses.replace(tiny.CONFIG, dtype=jnp.bfloat16).setup()
+    narrow = dataclasses.replace(tiny.CONFIG, dtype="bfloat16").setup()
     rounded = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params)
     image = jnp.linspace(-1, 1, 40 * 90 * 3).reshape(1, 40, 90, 3)
     wide, got = ENCODER.encode(params, image), narrow.encode(rounded, image)

@@ -1,7 +1,5 @@
 """A tiny CLIP image tower for the tests, and the key names of its layouts."""
 
-import jax.numpy as jnp
-
 from fdjax_models.networks.clip import ClipImageEncoderConfig
 
 CONFIG = ClipImageEncoderConfig(
@@ -12,7 +10,7 @@ CONFIG = ClipImageEncoderConfig(
     num_layers=3,
     output_layer=2,
     num_heads=4,
-    dtype=jnp.float32,
+    dtype="float32",
 )
 
 

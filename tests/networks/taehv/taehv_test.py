@@ -23,7 +23,7 @@ SMALL = TaehvDecoderConfig(
     patch=2,
     latent_channels=4,
     blocks_per_stage=1,
-    dtype=jnp.float32,
+    dtype="float32",
 )
 SMALL_ENCODER = TaehvEncoderConfig(
     widths=(8, 12, 16),
@@ -33,7 +33,7 @@ SMALL_ENCODER = TaehvEncoderConfig(
     latent_channels=4,
     blocks_per_stage=1,
     causal=True,
-    dtype=jnp.float32,
+    dtype="float32",
 )
 
 
@@ -121,7 +121,7 @@ def test_published_encoder_pads_at_the_end():
 
 def test_output_of_the_reference():
     config = TaehvDecoderConfig(
-        widths=(32, 16, 8, 8), latent_channels=4, dtype=jnp.float32
+        widths=(32, 16, 8, 8), latent_channels=4, dtype="float32"
     )
     decoder = config.setup()
     zeros = jax.tree.map(
@@ -179,7 +179,7 @@ def test_training_reaches_every_parameter():
 
 
 def test_bfloat16_is_close_to_float32():
-    config = dataclasses.replace(SMALL, dtype=jnp.bfloat16)
+    config = dataclasses.replace(SMALL, dtype="bfloat16")
     decoder, exact = config.setup(), SMALL.setup()
     params, latent = exact.init_params(jax.random.key(0)), _normal(1, 1, 2, 4, 4, 4)
     short = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)

@@ -29,7 +29,7 @@ def _fill(shapes, dtype=np.float32):
 def test_round_trip(name, dtype):
     table, shapes = TABLES[name]
     source = _fill(shapes(), dtype)
-    config = dataclasses.replace(tiny.CONFIG, dtype=jnp.dtype(dtype))
+    config = dataclasses.replace(tiny.CONFIG, dtype=jnp.dtype(dtype).name)
     params = rules.convert(source, table, config.setup().param_shapes())
     back = rules.to_torch(params, table)
     assert back.keys() == source.keys()

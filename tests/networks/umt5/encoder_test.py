@@ -112,7 +112,7 @@ def test_text_to_embeddings(tmp_path, params):
 
 
 def test_bfloat16_is_near_float32(params):
-    narrow = dataclasses.replace(tiny.CONFIG, dtype=jnp.bfloat16).setup()
+    narrow = dataclasses.replace(tiny.CONFIG, dtype="bfloat16").setup()
     rounded = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params)
     chex.assert_trees_all_equal_dtypes(
         rounded, jax.eval_shape(narrow.init_params, jax.random.key(0))

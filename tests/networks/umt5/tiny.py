@@ -1,6 +1,5 @@
 """A tiny UMT5 and a tiny vocabulary for the tests."""
 
-import jax.numpy as jnp
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
@@ -14,7 +13,7 @@ CONFIG = Umt5TextEncoderConfig(
     num_layers=2,
     num_heads=4,
     max_length=16,
-    dtype=jnp.float32,
+    dtype="float32",
 )
 
 WORDS = ("▁a", "▁cat", "▁the", "▁sea", "▁red", "s", "a", "t", "c", "e", "▁", "1", "&")

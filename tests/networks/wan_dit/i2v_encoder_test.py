@@ -23,7 +23,7 @@ VAE = vae.WanVaeEncoderConfig(
     num_blocks=1,
     latent_mean=(0.5, -1.0, 0.25),
     latent_std=(2.0, 0.5, 1.5),
-    dtype=jnp.float32,
+    dtype="float32",
 )
 LEN_T = 2
 IMAGE = jax.random.uniform(jax.random.key(1), (2, 4, 6, 3), minval=-1, maxval=1)

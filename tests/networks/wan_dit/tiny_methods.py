@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
-
 from fdjax.config import derive_config
 
 HEIGHT, WIDTH = 32, 48
@@ -17,7 +15,7 @@ _UMT5 = {
     "num_heads": 2,
     "head_dim": 4,
     "max_length": 8,
-    "dtype": jnp.float32,
+    "dtype": "float32",
 }
 _CLIP = {
     "image_size": 28,
@@ -26,10 +24,10 @@ _CLIP = {
     "num_layers": 2,
     "output_layer": 1,
     "num_heads": 2,
-    "dtype": jnp.float32,
+    "dtype": "float32",
 }
-_VAE = {"widths": (8, 8, 8, 8), "num_blocks": 1, "dtype": jnp.float32}
-_TAEHV = {"widths": (8, 8, 8, 8), "blocks_per_stage": 1, "dtype": jnp.float32}
+_VAE = {"widths": (8, 8, 8, 8), "num_blocks": 1, "dtype": "float32"}
+_TAEHV = {"widths": (8, 8, 8, 8), "blocks_per_stage": 1, "dtype": "float32"}
 _DIT = {
     "dim": 24,
     "ffn_dim": 32,
@@ -69,6 +67,5 @@ def shrink(config: Any, output_dir: Any, *, len_t: int | None = None, **changes:
         pixel_height=HEIGHT,
         pixel_width=WIDTH,
         random_weights=True,
-        compilation_cache=False,
         **changes,
     )

@@ -23,7 +23,7 @@ SIZES = {
     "latents_per_pass": 6,
     "latent_mean": (0.5, -1.0, 0.25),
     "latent_std": (2.0, 0.5, 1.5),
-    "dtype": jnp.float32,
+    "dtype": "float32",
 }
 # Wan 2.2's parts: shortcuts around stages, pixels folded into channels.
 RESIDUAL = {"residual_stages": True, "patch": 2, "widths": (4, 8, 8)}
@@ -167,7 +167,7 @@ def test_latents_are_normalised_by_the_statistics():
 
 
 def test_bfloat16_is_close_to_float32():
-    exact, short = _decoder(), _decoder(dtype=jnp.bfloat16)
+    exact, short = _decoder(), _decoder(dtype="bfloat16")
     params, latent = exact.init_params(jax.random.key(0)), _normal(1, 1, 1, 2, 3, 3)
     low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     cache, video = decode(short, low, vae.WanVaeCache(), latent)
@@ -207,7 +207,7 @@ def test_output_of_the_reference(kind, part):
         latent_std=(1.0,) * 4,
         residual_stages=kind == "2.2",
         patch=patch,
-        dtype=jnp.float32,
+        dtype="float32",
     ).setup()
     shapes, table = component.param_shapes(), TABLES[kind, part]
     published = {

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from fdjax import InstantiateConfig, StreamingDecoder
+from fdjax import DecoderConfig, StreamingDecoder
 
 
 class BlockDecoder(StreamingDecoder):
@@ -32,7 +32,7 @@ class BlockDecoder(StreamingDecoder):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BlockDecoderConfig(InstantiateConfig):
+class BlockDecoderConfig(DecoderConfig):
     """Config of `BlockDecoder`."""
 
     _target: type = BlockDecoder

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from fdjax import InstantiateConfig, StreamingEncoder
+from fdjax import EncoderConfig, StreamingEncoder
 
 
 class Ripples(nn.Module):
@@ -40,7 +40,7 @@ class RippleEncoder(StreamingEncoder):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RippleEncoderConfig(InstantiateConfig):
+class RippleEncoderConfig(EncoderConfig):
     """Config of `RippleEncoder`."""
 
     _target: type = RippleEncoder

@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from fdjax import InstantiateConfig, Transformer
+from fdjax import Transformer, TransformerConfig
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -89,7 +89,7 @@ class RippleTransformer(Transformer):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RippleTransformerConfig(InstantiateConfig):
+class RippleTransformerConfig(TransformerConfig):
     """Config of `RippleTransformer`."""
 
     _target: type = RippleTransformer

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fdjax.axes import Array, Params
+from fdjax.config import DTypeName
 from fdjax.contract.conditioner import TextEncoder, TextEncoderConfig
 from fdjax_models.methods.maze_world.text import VOCABULARY_SIZE, tokenize_prompt
 
@@ -40,7 +41,7 @@ class WordEncoderConfig(TextEncoderConfig):
     width: int = 64
     """Width of a word's vector."""
 
-    dtype: str = "float32"
+    dtype: DTypeName = "float32"
     """Dtype of the vectors."""
 
     checkpoint_path: str | None = None

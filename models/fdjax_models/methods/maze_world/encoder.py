@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from fdjax.axes import Array, Params
-from fdjax.config import InstantiateConfig
 from fdjax.contract.conditioner import Conditions
-from fdjax.contract.encoder import StreamingEncoder
+from fdjax.contract.encoder import EncoderConfig, StreamingEncoder
 from fdjax_models.methods.maze_world.controls import FRAMES_PER_CHUNK
 from fdjax_models.networks.taehv.encoder import TaehvEncoder, TaehvEncoderConfig
 from fdjax_models.networks.wan_dit.control import ImageControl, WanControl
@@ -132,7 +131,7 @@ class MazeEncoder(StreamingEncoder):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MazeEncoderConfig(InstantiateConfig):
+class MazeEncoderConfig(EncoderConfig):
     """Config of `MazeEncoder`."""
 
     _target: type = MazeEncoder

@@ -7,11 +7,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from fdjax.axes import Array, Params
-from fdjax.config import InstantiateConfig
-from fdjax.contract.decoder import StreamingDecoder
+from fdjax.config import DTypeName
+from fdjax.contract.decoder import DecoderConfig, StreamingDecoder
 from fdjax.nn.random_params import random_params
 
 
@@ -49,7 +48,7 @@ class TemplateDecoder(StreamingDecoder):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TemplateDecoderConfig(InstantiateConfig):
+class TemplateDecoderConfig(DecoderConfig):
     """Config of `TemplateDecoder`."""
 
     _target: type = TemplateDecoder
@@ -60,5 +59,5 @@ class TemplateDecoderConfig(InstantiateConfig):
     in_channels: int = 4
     """Channels of the latent."""
 
-    dtype: DTypeLike = jnp.bfloat16
+    dtype: DTypeName = "bfloat16"
     """Computation dtype."""

@@ -7,12 +7,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from fdjax.axes import Array, Params
-from fdjax.config import InstantiateConfig
+from fdjax.config import DTypeName
 from fdjax.contract.conditioner import Conditions
-from fdjax.contract.encoder import StreamingEncoder
+from fdjax.contract.encoder import EncoderConfig, StreamingEncoder
 from fdjax.nn.random_params import random_params
 
 
@@ -57,7 +56,7 @@ class TemplateEncoder(StreamingEncoder):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TemplateEncoderConfig(InstantiateConfig):
+class TemplateEncoderConfig(EncoderConfig):
     """Config of `TemplateEncoder`."""
 
     _target: type = TemplateEncoder
@@ -71,5 +70,5 @@ class TemplateEncoderConfig(InstantiateConfig):
     out_channels: int = 4
     """Channels of the control: those of the latent."""
 
-    dtype: DTypeLike = jnp.bfloat16
+    dtype: DTypeName = "bfloat16"
     """Computation dtype."""

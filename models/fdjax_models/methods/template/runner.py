@@ -23,7 +23,7 @@ class TemplateRunner(Runner):
         if pipeline.encoder is None:
             return RunnerInputs()
         encoder: Any = pipeline.encoder
-        transformer = pipeline.diffusion_model.transformer
+        transformer: Any = pipeline.diffusion_model.transformer
         size = self.pipeline.latent_size(
             self.config.pixel_height, self.config.pixel_width
         )
@@ -39,7 +39,7 @@ class TemplateRunner(Runner):
     def encode_conditions(self, params: Params, inputs: RunnerInputs) -> Conditions:
         """Random conditions, as a text encoder would give them."""
         del params, inputs
-        transformer = self.config.pipeline.diffusion_model.transformer
+        transformer: Any = self.config.pipeline.diffusion_model.transformer
         shape = (2, 1, self.config.num_context_tokens, transformer.context_dim)
         key = jax.random.key(self.config.input_seed + 1)
         text, negative_text = jax.random.normal(key, shape, jnp.float32)

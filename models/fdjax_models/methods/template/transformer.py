@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from fdjax.attention.rope import Rope3D
 from fdjax.axes import Array, Params
-from fdjax.config import InstantiateConfig
+from fdjax.config import DTypeName
 from fdjax.contract.conditioner import Conditions
+from fdjax.contract.transformer import TransformerConfig
 from fdjax.nn.random_params import random_params
 from fdjax.streaming.attention import SelfAttentionFn
 from fdjax.streaming.cache import StreamCache, Workspace
@@ -106,7 +106,7 @@ class TemplateTransformer(StreamingDiT):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TemplateTransformerConfig(InstantiateConfig):
+class TemplateTransformerConfig(TransformerConfig):
     """Config of `TemplateTransformer`; `_t` counts latent frames."""
 
     _target: type = TemplateTransformer
@@ -141,7 +141,7 @@ class TemplateTransformerConfig(InstantiateConfig):
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1 is off, above 1 needs negative conditions."""
 
-    dtype: DTypeLike = jnp.bfloat16
+    dtype: DTypeName = "bfloat16"
     """Computation dtype."""
 
     def __post_init__(self) -> None:

@@ -40,9 +40,8 @@ class WanRunner(Runner):
 
     def _check_size(self) -> None:
         config = self.config
-        _, rows, columns = (
-            config.pipeline.diffusion_model.transformer.network.patch_size
-        )
+        transformer: Any = config.pipeline.diffusion_model.transformer
+        _, rows, columns = transformer.network.patch_size
         height, width = config.pixel_height, config.pixel_width
         latent_height, latent_width = self.pipeline.latent_size(height, width)
         if latent_height % rows or latent_width % columns:

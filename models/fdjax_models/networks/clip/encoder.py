@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from fdjax.axes import Array, Params
+from fdjax.config import DTypeName
 from fdjax.contract.conditioner import ImageEncoder, ImageEncoderConfig
 from fdjax.nn.random_params import random_params
 from fdjax_models.networks.clip.model import VisionTransformer
@@ -116,10 +116,10 @@ class ClipImageEncoderConfig(ImageEncoderConfig):
     epsilon: float = 1e-5
     """Added to the variance in the norms."""
 
-    dtype: DTypeLike = jnp.bfloat16
+    dtype: DTypeName = "bfloat16"
     """Type of weights and activations; softmax and norm statistics use float32."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.preprocessing not in _PREPROCESSING:
             raise ValueError(
                 f"preprocessing must be one of {sorted(_PREPROCESSING)}, got "

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fdjax.axes import Array, Params
-from fdjax.contract.decoder import StreamingDecoder
+from fdjax.contract.decoder import DecoderConfig, StreamingDecoder
 from fdjax.nn.random_params import random_params
 from fdjax_models.networks.taehv.network import (
     DecoderNetwork,
@@ -100,7 +100,7 @@ class TaehvDecoder(StreamingDecoder):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TaehvDecoderConfig(TaehvConfig):
+class TaehvDecoderConfig(TaehvConfig, DecoderConfig):
     """TAEHV's decoder; the defaults are the published Wan 2.1 sizes (taew2_1)."""
 
     _target: type = TaehvDecoder

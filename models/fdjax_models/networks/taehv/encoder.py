@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fdjax.axes import Array, Params
+from fdjax.config import InstantiateConfig
 from fdjax.contract.component import ParametricComponent
 from fdjax.nn.random_params import random_params
 from fdjax_models.networks.taehv.decoder import TaehvCache
@@ -90,7 +91,7 @@ class TaehvEncoder(ParametricComponent):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TaehvEncoderConfig(TaehvConfig):
+class TaehvEncoderConfig(TaehvConfig, InstantiateConfig[TaehvEncoder]):
     """TAEHV's encoder; the defaults are the published Wan 2.1 sizes (taew2_1)."""
 
     _target: type = TaehvEncoder

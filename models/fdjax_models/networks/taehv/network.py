@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from fdjax.config import InstantiateConfig
+from fdjax.config import DTypeName
 from fdjax.nn import resample
 from fdjax.nn.conv import FrameConv
 from fdjax_models.networks.taehv.layers import MemBlock, soft_clamp
@@ -25,7 +25,7 @@ Memories = tuple[jax.Array, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TaehvConfig(InstantiateConfig):
+class TaehvConfig:
     """Sizes of a TAEHV network, encoder or decoder.
 
     A network has one stage per pair of neighbouring widths, in the order in which data
@@ -57,13 +57,13 @@ class TaehvConfig(InstantiateConfig):
     does, rather than on normalised ones; then the published Wan 2.1 mean and standard
     deviation are applied on the way in or out."""
 
-    dtype: DTypeLike = jnp.bfloat16
+    dtype: DTypeName = "bfloat16"
     """Computation dtype, and the dtype of fresh parameters."""
 
     checkpoint_path: str | None = None
     """Published or converted checkpoint: a file, a directory, a URL, or a repo id."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         stages = len(self.widths) - 1
         for name in ("spatial_scales", "temporal_scales"):
             scales = getattr(self, name)

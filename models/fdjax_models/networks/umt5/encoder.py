@@ -2,14 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from fdjax.axes import Array, Params
+from fdjax.config import DTypeName
 from fdjax.contract.conditioner import TextEncoder, TextEncoderConfig
 from fdjax.nn.random_params import random_params
 from fdjax_models.networks.umt5.model import Umt5Encoder
@@ -52,7 +52,7 @@ class Umt5TextEncoder(TextEncoder):
         )
 
     @functools.cached_property
-    def _to_ids(self):
+    def _to_ids(self) -> Callable[[str], list[int]]:
         if self.config.tokenizer_path is None:
             return byte_tokenizer(self.config.vocab_size)
         return load_tokenizer(self.config.tokenizer_path)
@@ -158,10 +158,10 @@ class Umt5TextEncoderConfig(TextEncoderConfig):
     epsilon: float = 1e-6
     """Added to the mean square in the norms."""
 
-    dtype: DTypeLike = jnp.bfloat16
+    dtype: DTypeName = "bfloat16"
     """Type of weights and activations; logits, softmax and norms use float32."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.checkpoint_path is not None and self.tokenizer_path is None:
             raise ValueError(
                 f"checkpoint_path={self.checkpoint_path!r} needs the tokenizer it was "

@@ -76,7 +76,9 @@ class RMSNorm(nn.Module):
         return normalised * scale.astype(self.dtype)
 
 
-def _dense(features: int, dtype: jnp.dtype, param_dtype: jnp.dtype, name: str):
+def _dense(
+    features: int, dtype: jnp.dtype, param_dtype: jnp.dtype, name: str
+) -> nn.Dense:
     return nn.Dense(
         features, use_bias=False, dtype=dtype, param_dtype=param_dtype, name=name
     )

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from fdjax.axes import Array, Params, PyTree
-from fdjax.config import InstantiateConfig
 from fdjax.contract.conditioner import Conditions
-from fdjax.contract.encoder import StreamingEncoder
+from fdjax.contract.encoder import EncoderConfig, StreamingEncoder
 from fdjax_models.networks.wan_dit.control import ImageControl
 from fdjax_models.networks.wan_vae.vae import (
     WAN21_VAE_ENCODER,
@@ -145,7 +144,7 @@ class ImageControlEncoder(StreamingEncoder):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageControlEncoderConfig(InstantiateConfig):
+class ImageControlEncoderConfig(EncoderConfig):
     """Control encoder of image-to-video."""
 
     _target: type = ImageControlEncoder
@@ -156,6 +155,6 @@ class ImageControlEncoderConfig(InstantiateConfig):
     len_t: int = 3
     """Latent frames in a chunk; must equal the transformer's."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.len_t < 1:
             raise ValueError(f"len_t must be >= 1, got {self.len_t}.")

@@ -8,8 +8,8 @@ import jax
 
 from fdjax.attention.rope import Rope3D
 from fdjax.axes import Array, Params
-from fdjax.config.base import InstantiateConfig
 from fdjax.contract.conditioner import Conditions
+from fdjax.contract.transformer import TransformerConfig
 from fdjax.streaming.attention import SelfAttentionFn
 from fdjax.streaming.cache import Residue, StreamCache, Workspace
 from fdjax.streaming.dit import StreamingDiT
@@ -136,7 +136,7 @@ class WanTransformer(StreamingDiT):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WanTransformerConfig(InstantiateConfig):
+class WanTransformerConfig(TransformerConfig):
     """Config of `WanTransformer`; `_t` counts latent frames."""
 
     _target: type = WanTransformer

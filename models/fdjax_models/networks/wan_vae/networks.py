@@ -8,11 +8,10 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fdjax.axes import Array
-from fdjax.config import InstantiateConfig
+from fdjax.config import DTypeName
 from fdjax.nn.conv import CausalConv, FrameConv
 from fdjax.nn.norms import ChannelNorm
 from fdjax.nn.resample import depth_to_space, space_to_depth
@@ -30,7 +29,7 @@ from fdjax_models.networks.wan_vae.statistics import WAN21_MEAN, WAN21_STD
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WanVaeConfig(InstantiateConfig):
+class WanVaeConfig:
     """Sizes of a Wan VAE, encoder or decoder; the defaults are Wan 2.1's."""
 
     widths: tuple[int, ...] = (96, 192, 384, 384)
@@ -62,13 +61,13 @@ class WanVaeConfig(InstantiateConfig):
     """How many latents the network works on at a time. A longer chunk is taken in
     passes, with the same result: memory grows with the pass, not with the chunk."""
 
-    dtype: DTypeLike = jnp.bfloat16
+    dtype: DTypeName = "bfloat16"
     """Computation dtype, and the dtype of fresh parameters."""
 
     checkpoint_path: str | None = None
     """Published or converted checkpoint: a file, a directory, a URL, or a repo id."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.temporal) != len(self.widths) - 1:
             raise ValueError(
                 f"temporal needs one entry between two stages, len(widths) - 1 = "

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from fdjax.axes import Array, Params
+from fdjax.config import InstantiateConfig
 from fdjax.contract.component import ParametricComponent
-from fdjax.contract.decoder import StreamingDecoder
+from fdjax.contract.decoder import DecoderConfig, StreamingDecoder
 from fdjax.nn.random_params import random_params
 from fdjax_models.networks.wan_vae.layers import CONTEXT_RULES, State
 from fdjax_models.networks.wan_vae.networks import Decoder, Encoder, WanVaeConfig
@@ -136,7 +137,7 @@ class WanVaeDecoder(StreamingDecoder):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WanVaeDecoderConfig(WanVaeConfig):
+class WanVaeDecoderConfig(WanVaeConfig, DecoderConfig):
     """The Wan VAE's decoder; the defaults are Wan 2.1's."""
 
     _target: type = WanVaeDecoder
@@ -147,7 +148,7 @@ class WanVaeDecoderConfig(WanVaeConfig):
     "reference" forgets all but the last latent, as NVIDIA/flashdreams does: with chunks
     of one latent, the video then differs from the fourth latent on."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.context not in CONTEXT_RULES:
             raise ValueError(
@@ -234,7 +235,7 @@ class WanVaeEncoder(ParametricComponent):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WanVaeEncoderConfig(WanVaeConfig):
+class WanVaeEncoderConfig(WanVaeConfig, InstantiateConfig[WanVaeEncoder]):
     """The Wan VAE's encoder; the defaults are Wan 2.1's."""
 
     _target: type = WanVaeEncoder

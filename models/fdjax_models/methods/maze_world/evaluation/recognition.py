@@ -97,7 +97,9 @@ def train(key: jax.Array, num_frames: int = 4000, num_steps: int = 900) -> Class
         )
 
     @jax.jit
-    def step(net: Classifier, state, key: jax.Array):
+    def step(
+        net: Classifier, state: optax.OptState, key: jax.Array
+    ) -> tuple[Classifier, optax.OptState]:
         updates, state = optimizer.update(jax.grad(loss)(net, key), state, net)
         return optax.apply_updates(net, updates), state
 

@@ -6,11 +6,13 @@ model. At the end the statistics are folded into the encoder's last convolution:
 is shipped is a plain TAEHV whose latents have zero mean and unit variance.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from fdjax.axes import Params
+from fdjax.axes import Array, Params, PyTree
 from fdjax_models.methods.maze_world.training import data, parallel
 from fdjax_models.methods.maze_world.training.optimizer import apply
 from fdjax_models.networks.taehv.decoder import TaehvDecoder
@@ -124,7 +126,7 @@ def make_steps(
     batch: int,
     num_chunks: int,
     num_steps: int,
-):
+) -> Any:
     """Returns a jitted function that trains for `num_steps` on fresh clips.
 
     Every device makes and learns `batch` clips a step. Its arguments are a state
@@ -132,7 +134,7 @@ def make_steps(
     and the learning rate; its results the new state, and the mean loss and PSNR.
     """
 
-    def step(state, key, rate):
+    def step(state: PyTree, key: jax.Array, rate: Array) -> tuple[PyTree, PyTree]:
         params, opt_state, average, mean, deviation = state
         key_clip, key_noise = jax.random.split(key)
         video = data.make_clips(key_clip, batch, num_chunks).video
@@ -147,7 +149,7 @@ def make_steps(
         mean, deviation = optax.incremental_update((m, d), (mean, deviation), 0.02)
         return (params, opt_state, average, mean, deviation), (loss, quality)
 
-    def run(state, key, rate):
+    def run(state: PyTree, key: jax.Array, rate: Array) -> tuple[PyTree, PyTree]:
         keys = jax.random.split(parallel.own_key(key), num_steps)
         state, logs = jax.lax.scan(
             lambda s, k: step(s, k, rate), state, keys, unroll=unroll(num_steps)

@@ -25,7 +25,9 @@ STAGES = {
 """How to compile and how to run each stage, in their order."""
 
 
-def train(settings: Settings, out: Path, resume: Path | None, max_minutes: float):
+def train(
+    settings: Settings, out: Path, resume: Path | None, max_minutes: float
+) -> None:
     """Runs the stages, and leaves weights, a journal and sample sheets in `out`.
 
     Args:

@@ -1,5 +1,7 @@
 """The optimizer of the diffusion transformer."""
 
+from typing import Any
+
 import jax
 import optax
 from optax import contrib
@@ -16,7 +18,7 @@ def make_optimizer() -> optax.GradientTransformation:
     """
 
     def dimensions(params: Params) -> Params:
-        def of(path, leaf):
+        def of(path: Any, leaf: Any) -> Any:
             names = [part.key for part in path]
             is_inside = any("block" in n or "stage" in n for n in names)
             if names[-1] != "kernel" or not is_inside:

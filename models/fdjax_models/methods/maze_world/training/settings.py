@@ -78,7 +78,7 @@ class Settings:
 
     def decoder(self) -> TaehvDecoder:
         """The autoencoder's second half, in the training dtype."""
-        return dataclasses.replace(sizes.DECODER, dtype=self.dtype).setup()
+        return TaehvDecoder(dataclasses.replace(sizes.DECODER, dtype=self.dtype))
 
     def network_config(self, dtype: str = "float32") -> WanDiTConfig:
         """The transformer's sizes."""

@@ -30,7 +30,9 @@ def flatten(params: Params) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(value) for name, value in flat.items()}
 
 
-def save(folder: Path, trees: Mapping[str, Params], progress: Mapping[str, Any]):
+def save(
+    folder: Path, trees: Mapping[str, Params], progress: Mapping[str, Any]
+) -> None:
     """Writes nested dicts of weights and a progress record.
 
     Args:
