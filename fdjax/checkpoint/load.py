@@ -14,9 +14,9 @@ import jax
 from fdjax.axes import Params
 from fdjax.checkpoint import address
 from fdjax.checkpoint.fetch import fetch
-from fdjax.checkpoint.placement import Placement
 from fdjax.checkpoint.store import param_shapes, read_metadata, restore
 from fdjax.contract.component import ParametricComponent
+from fdjax.sharding import Placement
 
 CONVERTERS = "fdjax.checkpoint_converters"
 """Entry-point group. An entry is called as `converter(component, source, sharding=…)`
@@ -24,7 +24,7 @@ and returns params, or None if it does not know the component's architecture."""
 
 
 def load_params(
-    component: ParametricComponent, *, sharding: Placement = None
+    component: ParametricComponent, *, sharding: Placement | None = None
 ) -> Params:
     """Parameters from what `component.checkpoint_path` names.
 
@@ -33,7 +33,7 @@ def load_params(
     Args:
         component: What has to be filled.
         sharding: One `jax.sharding.Sharding` for all, a dict of them by name, or
-            None, the default device: see `placement.Placement`.
+            None, the default device: see `fdjax.checkpoint.placement`.
 
     Returns:
         Params in the dtypes of `param_shapes()`, on the devices.

@@ -1,4 +1,8 @@
-"""Where the leaves of parameters go: shardings of a tree, and the way there."""
+"""Where the leaves of parameters go: shardings of a tree, and the way there.
+
+A placement may be a nested dict that ends above the leaves (what it ends on holds for
+all below) and leaves names out: those go to the default device.
+"""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -7,46 +11,47 @@ from typing import Any
 import jax
 import numpy as np
 from flax import traverse_util
+from jax.sharding import Mesh, Sharding
 
 from fdjax.axes import Array, PyTree
+from fdjax.sharding import PARAMS, Placement, resolve
 
-Placement = jax.sharding.Sharding | Mapping[str, Any] | None
-"""Where parameters go: one sharding for all; a nested dict of shardings by name, which
-may end above the leaves (what it ends on holds for all below) and leave names out; or
-None, the default device, which is also where names go that are left out."""
+_WHOLE = (Mesh, Sharding, type(None))
 
 
-def part_of(placement: Placement, name: str) -> Placement:
+def part_of(placement: Placement | None, name: str) -> Placement | None:
     """The placement of one subtree."""
-    if placement is None or isinstance(placement, jax.sharding.Sharding):
-        return placement
-    return placement.get(name)
+    return placement if isinstance(placement, _WHOLE) else placement.get(name)
 
 
-def check_names(placement: Placement, names: Sequence[str], where: str = "") -> None:
+def check_names(
+    placement: Placement | None, names: Sequence[str], where: str = ""
+) -> None:
     """Checks that a placement names nothing but what there is.
 
     Raises:
         ValueError: It names something else, or holds no sharding.
     """
-    if placement is None or isinstance(placement, jax.sharding.Sharding):
+    if isinstance(placement, _WHOLE):
         return
     place = f" of {where}" if where else ""
     if not isinstance(placement, Mapping):
         raise ValueError(
-            f"sharding{place} must be a jax.sharding.Sharding or a dict by name, got "
+            f"sharding{place} must be a Mesh, a Sharding or a dict by name, got "
             f"{placement!r}."
         )
     if unknown := sorted(set(placement) - set(names)):
         raise ValueError(f"sharding{place} names {unknown}; there are {sorted(names)}.")
 
 
-def leaf_shardings(shapes: PyTree, placement: Placement) -> dict:
+def leaf_shardings(shapes: PyTree, placement: Placement | None) -> dict:
     """A sharding for every leaf of a nested dict.
 
     Raises:
         ValueError: The placement names something that is not there.
     """
+    if isinstance(placement, Mesh):
+        placement = resolve(placement, shapes, PARAMS)
     _check_tree(shapes, placement, ())
     default = default_sharding()
     found = {}
@@ -64,7 +69,7 @@ def _check_tree(shapes: Any, placement: Any, path: tuple[str, ...]) -> None:
             _check_tree(shapes[name], part, (*path, name))
 
 
-def default_sharding() -> jax.sharding.Sharding:
+def default_sharding() -> Sharding:
     """The device that JAX would use."""
     device = getattr(jax.config, "jax_default_device", None) or jax.local_devices()[0]
     if isinstance(device, str):
@@ -72,7 +77,7 @@ def default_sharding() -> jax.sharding.Sharding:
     return jax.sharding.SingleDeviceSharding(device)
 
 
-def to_device(array: np.ndarray, sharding: jax.sharding.Sharding) -> Array:
+def to_device(array: np.ndarray, sharding: Sharding) -> Array:
     """A copy of values of the host on the first device here of a sharding.
 
     Never a view: a view of a mapped file would change, or end the process, with it.
@@ -86,7 +91,7 @@ def to_device(array: np.ndarray, sharding: jax.sharding.Sharding) -> Array:
     return jax.device_put(array, device, may_alias=False)
 
 
-def spread(array: Array, sharding: jax.sharding.Sharding) -> Array:
+def spread(array: Array, sharding: Sharding) -> Array:
     """An array that one device here holds whole, placed as a sharding says."""
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding)

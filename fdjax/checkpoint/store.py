@@ -19,9 +19,9 @@ from flax import traverse_util
 from fdjax.axes import Array, Params, PyTree
 from fdjax.checkpoint import files, orbax_format, placement, safetensors_format
 from fdjax.checkpoint.metadata import Metadata, check_fit, describe
-from fdjax.checkpoint.placement import Placement
 from fdjax.checkpoint.tensors import LazyTensor, as_lazy
 from fdjax.contract.component import ParametricComponent
+from fdjax.sharding import Placement
 
 _METADATA = "fdjax.json"
 _PARAMS = "params"
@@ -133,7 +133,7 @@ def restore(
     *,
     component: ParametricComponent | None = None,
     dtype: Any = None,
-    sharding: Placement = None,
+    sharding: Placement | None = None,
 ) -> Params:
     """Reads parameters in fdjax's own format, straight to the devices.
 
@@ -144,7 +144,7 @@ def restore(
         component: Checked against what is stored: a mismatch names both.
         dtype: Type of all floating arrays, in place of that of `target_shapes`.
         sharding: One `jax.sharding.Sharding` for all, a dict of them by name, or
-            None, the default device: see `placement.Placement`.
+            None, the default device: see `fdjax.checkpoint.placement`.
 
     Raises:
         FileNotFoundError: There is nothing at `path`.

@@ -35,7 +35,7 @@ from fdjax.engine.cache import (
     session_keys,
 )
 from fdjax.engine.diffusion import DiffusionModel, DiffusionModelConfig
-from fdjax.sharding import CACHE, PARAMS, Placement, resolve
+from fdjax.sharding import CACHE, Placement, resolve
 
 
 class StageProfiler(Protocol):
@@ -109,19 +109,21 @@ class StreamInferencePipeline(Component):
         Args:
             key: One key for all components.
             only: Names of the components wanted; all by default.
-            sharding: Where they live; a mesh, one sharding, or a tree of shardings by
-                component. None: the default device.
+            sharding: Where they live; a mesh, one sharding, or a nested dict of either
+                by component and below, see `fdjax.checkpoint.placement`. None: the
+                default device.
         """
+        placement.check_names(sharding, list(self.components))
         params = {}
         for number, (name, part) in enumerate(self.components.items()):
             if name not in self._component_names(only):
                 continue
             part_key = jax.random.fold_in(key, number)
-            wanted = sharding.get(name) if isinstance(sharding, dict) else sharding
+            wanted = placement.part_of(sharding, name)
             if wanted is None:
                 params[name] = part.init_params(part_key)
                 continue
-            placed = resolve(wanted, part.param_shapes(), PARAMS)
+            placed = placement.leaf_shardings(part.param_shapes(), wanted)
             params[name] = jax.jit(part.init_params, out_shardings=placed)(part_key)
         return params
 
@@ -129,15 +131,14 @@ class StreamInferencePipeline(Component):
         self,
         *,
         only: Sequence[str] | None = None,
-        sharding: placement.Placement = None,
+        sharding: Placement | None = None,
     ) -> Params:
         """Parameters from the checkpoints that the component configs name.
 
         Args:
             only: Names of the components wanted; all by default. A text encoder is
                 large: with saved conditions it need not be loaded.
-            sharding: One `jax.sharding.Sharding` for all, a dict of them by name, or
-                None, the default device: see `fdjax.checkpoint.placement.Placement`.
+            sharding: As in `init_params`.
 
         Raises:
             ValueError: An unknown component, or a checkpoint that does not fit.

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from fdjax.attention import KVLayout, Rope3D
+from tests.parity import imports
 from tests.parity.comparison import assert_allclose
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("flashdreams")
+torch = imports.lazy("torch")
+reference_cache = imports.lazy("flashdreams.core.attention.kvcache")
+reference_rope = imports.lazy("flashdreams.core.attention.rope")
 
-from tests.parity import flashdreams_cpu  # noqa: E402, F401  isort: skip
-from flashdreams.core.attention import kvcache as reference_cache  # noqa: E402
-from flashdreams.core.attention import rope as reference_rope  # noqa: E402
+pytestmark = imports.requires("torch", "flashdreams")
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,13 @@ from fdjax_convert import rules
 from fdjax_convert.tables import clip
 from fdjax_models.networks.clip import ClipImageEncoderConfig, preprocess
 from tests.networks.clip import tiny
+from tests.parity import imports
 from tests.parity.comparison import assert_allclose, assert_close
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch = imports.lazy("torch")
+transformers = imports.lazy("transformers")
+
+pytestmark = imports.requires("torch", "transformers")
 
 CASES = {
     "three layers": tiny.CONFIG,

@@ -5,21 +5,20 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from fdjax.contract.conditioner import Conditions
 from fdjax_convert import rules
 from fdjax_convert.tables import wan_vae
 from fdjax_models.networks.wan_dit.i2v_encoder import ImageControlEncoderConfig
 from fdjax_models.networks.wan_vae import vae
+from tests.parity import imports
 from tests.parity.comparison import assert_allclose
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("flashdreams")
+torch = imports.lazy("torch")
+reference_i2v = imports.lazy("flashdreams.recipes.wan.autoencoder.i2v")
+reference_vae = imports.lazy("flashdreams.recipes.wan.autoencoder.vae")
 
-from tests.parity import flashdreams_cpu  # noqa: E402, F401  isort: skip
-from flashdreams.recipes.wan.autoencoder import i2v as reference_i2v  # noqa: E402
-from flashdreams.recipes.wan.autoencoder import vae as reference_vae  # noqa: E402
+pytestmark = imports.requires("torch", "flashdreams")
 
 MEAN, STD = (0.3, -0.6), (2.0, 0.7)
 VAE = vae.WanVaeEncoderConfig(
@@ -27,7 +26,7 @@ VAE = vae.WanVaeEncoderConfig(
 )
 
 
-@torch.inference_mode()
+@imports.inference_mode
 def test_rollout_equals_the_reference():
     len_t, num_chunks = 2, 7
     encoder = ImageControlEncoderConfig(encoder=VAE, len_t=len_t).setup()

@@ -8,31 +8,34 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-safetensors_torch = pytest.importorskip("safetensors.torch")
+from fdjax.checkpoint.errors import CheckpointError
+from fdjax.checkpoint.tensors import LazyTensor, as_lazy
+from fdjax_convert.formats import readers, writers
+from fdjax_convert.formats.torch_format import read_torch
+from tests.parity import imports
 
-from fdjax.checkpoint.errors import CheckpointError  # noqa: E402
-from fdjax.checkpoint.tensors import LazyTensor, as_lazy  # noqa: E402
-from fdjax_convert.formats import readers, writers  # noqa: E402
-from fdjax_convert.formats.torch_format import read_torch  # noqa: E402
+torch = imports.lazy("torch")
+safetensors_torch = imports.lazy("safetensors.torch")
+
+pytestmark = imports.requires("torch")
 
 DTYPES = {
-    torch.float32: np.float32,
-    torch.float64: np.float64,
-    torch.float16: np.float16,
-    torch.bfloat16: ml_dtypes.bfloat16,
-    torch.int64: np.int64,
-    torch.int32: np.int32,
-    torch.int16: np.int16,
-    torch.int8: np.int8,
-    torch.uint8: np.uint8,
-    torch.bool: np.bool_,
-    torch.complex64: np.complex64,
-    torch.uint16: np.uint16,
-    torch.uint32: np.uint32,
-    torch.uint64: np.uint64,
-    torch.float8_e4m3fn: ml_dtypes.float8_e4m3fn,
-    torch.float8_e5m2: ml_dtypes.float8_e5m2,
+    "float32": np.float32,
+    "float64": np.float64,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "int64": np.int64,
+    "int32": np.int32,
+    "int16": np.int16,
+    "int8": np.int8,
+    "uint8": np.uint8,
+    "bool": np.bool_,
+    "complex64": np.complex64,
+    "uint16": np.uint16,
+    "uint32": np.uint32,
+    "uint64": np.uint64,
+    "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
+    "float8_e5m2": ml_dtypes.float8_e5m2,
 }
 
 
@@ -46,13 +49,13 @@ def same_bytes(lazy, tensor):
     expected = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
     array = lazy.read()
     assert lazy.shape == tuple(tensor.shape)
-    assert lazy.dtype == DTYPES[tensor.dtype]
+    assert lazy.dtype == DTYPES[str(tensor.dtype).removeprefix("torch.")]
     return np.ascontiguousarray(array).tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_every_dtype(tmp_path, dtype):
-    tensor = make(dtype, 3, 5)
+    tensor = make(getattr(torch, dtype), 3, 5)
     torch.save({"x": tensor}, tmp_path / "a.pt")
     checkpoint = readers.open_checkpoint(tmp_path / "a.pt")
     assert same_bytes(checkpoint.tensors["x"], tensor)
@@ -255,7 +258,7 @@ def test_torch_reads_what_the_writer_wrote(tmp_path, dtype):
         assert list(loaded) == [f"model.{key}" for key in arrays]
         for key, value in arrays.items():
             tensor = loaded[f"model.{key}"]
-            assert DTYPES[tensor.dtype] == dtype.type
+            assert DTYPES[str(tensor.dtype).removeprefix("torch.")] == dtype.type
             assert tuple(tensor.shape) == value.shape
             found = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
             assert found == value.tobytes()

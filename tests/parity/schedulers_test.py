@@ -18,14 +18,17 @@ from fdjax.schedulers import (
     FlowMatchSchedulerConfig,
     UniPCSchedulerConfig,
 )
+from tests.parity import imports
 from tests.parity.comparison import assert_allclose
 
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-pytest.importorskip("flashdreams")
+torch = imports.lazy("torch")
+diffusers = imports.lazy("diffusers")
+flashdreams_cpu = imports.lazy("tests.parity.flashdreams_cpu")
+fm = imports.lazy("flashdreams.infra.diffusion.scheduler.fm")
+fm_euler = imports.lazy("flashdreams.infra.diffusion.scheduler.fm_euler")
+fm_unipc = imports.lazy("flashdreams.infra.diffusion.scheduler.fm_unipc")
 
-from tests.parity import flashdreams_cpu  # noqa: E402  isort: skip
-from flashdreams.infra.diffusion.scheduler import fm, fm_euler, fm_unipc  # noqa: E402
+pytestmark = imports.requires("torch", "diffusers", "flashdreams")
 
 SHAPE = (2, 3)
 ROUND_OFF = 2.4e-7  # two units in the last place of a float32

@@ -11,22 +11,22 @@ import jax
 import numpy as np
 import pytest
 
-pytest.importorskip("flashdreams")
-
-from tests.parity import flashdreams_cpu  # isort: split
-
-import torch
-from flashdreams.infra.diffusion.model import DiffusionModelConfig
-from flashdreams.infra.diffusion.scheduler.fm import FlowMatchSchedulerConfig
-from flashdreams.recipes.wan.transformer.impl.network import WanDiTNetworkConfig
-from flashdreams.recipes.wan.transformer.wan21 import Wan21TransformerConfig
-
 from fdjax.config import derive_config
 from fdjax.run import media
 from fdjax_models.methods.self_forcing.config import RUNNER_CONFIGS
 from tests.networks.wan_dit import tiny
-from tests.parity import published_files
+from tests.parity import imports
 from tests.parity.comparison import assert_close
+
+torch = imports.lazy("torch")
+flashdreams_cpu = imports.lazy("tests.parity.flashdreams_cpu")
+published_files = imports.lazy("tests.parity.published_files")
+reference_model = imports.lazy("flashdreams.infra.diffusion.model")
+reference_fm = imports.lazy("flashdreams.infra.diffusion.scheduler.fm")
+reference_network = imports.lazy("flashdreams.recipes.wan.transformer.impl.network")
+reference_wan21 = imports.lazy("flashdreams.recipes.wan.transformer.wan21")
+
+pytestmark = imports.requires("torch", "transformers", "flashdreams")
 
 BASE = "self-forcing-wan2.1-t2v-1.3b"
 PROMPT = " the  red &amp;amp; sea"
@@ -91,13 +91,13 @@ def _noise(config, shape):
         yield np.asarray(jax.random.normal(noise_key, (4, 1, *shape)))[:, 0]
 
 
-@torch.inference_mode()
+@imports.inference_mode
 def _reference_video(config, folder, text_encoder, vae):
     ours = config.pipeline.diffusion_model
     sizes = {"in_dim": 16, "out_dim": 16, "freq_dim": 256}
-    model = DiffusionModelConfig(
-        transformer=Wan21TransformerConfig(
-            network=WanDiTNetworkConfig(
+    model = reference_model.DiffusionModelConfig(
+        transformer=reference_wan21.Wan21TransformerConfig(
+            network=reference_network.WanDiTNetworkConfig(
                 **NETWORK,
                 **sizes,
                 cross_attn_enable_img=False,
@@ -111,7 +111,7 @@ def _reference_video(config, folder, text_encoder, vae):
             sink_size_t=ours.transformer.sink_size_t,
             **flashdreams_cpu.EAGER,
         ),
-        scheduler=FlowMatchSchedulerConfig(shift=8.0),
+        scheduler=reference_fm.FlowMatchSchedulerConfig(shift=8.0),
     ).setup()
     cache = model.transformer.initialize_autoregressive_cache(
         height=HEIGHT // 8, width=WIDTH // 8, text_embeddings=text_encoder([PROMPT])

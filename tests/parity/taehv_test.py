@@ -10,14 +10,14 @@ from fdjax_convert import rules
 from fdjax_convert.tables import taehv
 from fdjax_models.networks.taehv.decoder import TaehvDecoder, TaehvDecoderConfig
 from fdjax_models.networks.taehv.encoder import TaehvEncoderConfig
+from tests.parity import imports
 from tests.parity.comparison import assert_allclose, assert_close
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("flashdreams")
+torch = imports.lazy("torch")
+reference_wrapper = imports.lazy("flashdreams.recipes.taehv")
+reference_taehv = imports.lazy("flashdreams.recipes.taehv.impl")
 
-from tests.parity import flashdreams_cpu  # noqa: E402, F401  isort: skip
-from flashdreams.recipes import taehv as reference_wrapper  # noqa: E402
-from flashdreams.recipes.taehv import impl as reference_taehv  # noqa: E402
+pytestmark = imports.requires("torch", "flashdreams")
 
 decode = jax.jit(TaehvDecoder.decode, static_argnums=0)
 
@@ -65,7 +65,7 @@ def _torch(state):
     ("model_type", "channels", "patch", "sizes"),
     [("wan21", 16, 1, (3, 3)), ("wan21", 16, 1, (1, 1, 4)), ("wan22", 48, 2, (2, 1))],
 )
-@torch.inference_mode()
+@imports.inference_mode
 def test_decoding_equals_the_reference(model_type, channels, patch, sizes):
     widths = (16, 12, 8, 8)
     config, state = _state(widths, channels, patch, oversize=True)
@@ -94,7 +94,7 @@ def test_decoding_equals_the_reference(model_type, channels, patch, sizes):
 
 
 @pytest.mark.parametrize(("path", "needs_scaling"), [("lighttae", True), ("x", False)])
-@torch.inference_mode()
+@imports.inference_mode
 def test_scaling_equals_the_reference(path, needs_scaling):
     """At the published widths: the reference's wrapper has no others."""
     _, state = _state((256, 128, 64, 64), 16, 1)

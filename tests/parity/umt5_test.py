@@ -13,10 +13,13 @@ from fdjax_models.networks.umt5 import Umt5TextEncoderConfig
 from fdjax_models.networks.umt5.model import relative_position_buckets
 from fdjax_models.networks.umt5.tokenizer import TokenizedPrompts, clean_prompt
 from tests.networks.umt5 import tiny
+from tests.parity import imports
 from tests.parity.comparison import assert_close
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch = imports.lazy("torch")
+transformers = imports.lazy("transformers")
+
+pytestmark = imports.requires("torch", "transformers")
 
 CASES = {
     "published ratios": tiny.CONFIG,

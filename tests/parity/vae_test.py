@@ -10,14 +10,14 @@ import pytest
 from fdjax_convert import rules
 from fdjax_convert.tables import wan_vae
 from fdjax_models.networks.wan_vae import vae
+from tests.parity import imports
 from tests.parity.comparison import assert_close
 
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-pytest.importorskip("flashdreams")
+torch = imports.lazy("torch")
+diffusers = imports.lazy("diffusers")
+reference_vae = imports.lazy("flashdreams.recipes.wan.autoencoder.vae")
 
-from tests.parity import flashdreams_cpu  # noqa: E402, F401  isort: skip
-from flashdreams.recipes.wan.autoencoder import vae as reference_vae  # noqa: E402
+pytestmark = imports.requires("torch", "diffusers", "flashdreams")
 
 BASE = 8
 MEAN = (0.3, -0.6, 0.1, 0.9)
@@ -106,7 +106,7 @@ def _diffusers_vae(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@torch.inference_mode()
+@imports.inference_mode
 def test_encoding_equals_diffusers(kind):
     module, state = _diffusers_vae(kind)
     encoder, _ = _components(kind)
@@ -120,7 +120,7 @@ def test_encoding_equals_diffusers(kind):
 
 
 @pytest.mark.parametrize(("kind", "sizes"), [("2.1", (1, 1, 1, 2)), ("2.2", (2, 3))])
-@torch.inference_mode()
+@imports.inference_mode
 def test_decoding_equals_diffusers(kind, sizes):
     module, state = _diffusers_vae(kind)
     _, decoder = _components(kind, context="exact")
@@ -156,7 +156,7 @@ def _reference():
 
 
 @pytest.mark.parametrize("sizes", [(5, 8, 4), (1, 4, 12)])
-@torch.inference_mode()
+@imports.inference_mode
 def test_encoding_equals_the_reference(sizes):
     module, state = _reference()
     encoder, _ = _components("2.1")
@@ -173,7 +173,7 @@ def test_encoding_equals_the_reference(sizes):
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1), (3, 1, 1), (2, 3)])
-@torch.inference_mode()
+@imports.inference_mode
 def test_decoding_equals_the_reference(sizes):
     module, state = _reference()
     _, decoder = _components("2.1", context="reference")

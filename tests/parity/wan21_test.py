@@ -7,18 +7,6 @@ through CLIP and the VAE's encoder.
 import jax
 import numpy as np
 import pytest
-
-pytest.importorskip("flashdreams")
-
-from tests.parity import flashdreams_cpu, published_files  # isort: split
-
-import torch
-from flashdreams.infra.diffusion.model import DiffusionModelConfig
-from flashdreams.infra.diffusion.scheduler.fm_unipc import FlowMatchUniPCSchedulerConfig
-from flashdreams.recipes.wan.autoencoder.i2v import I2VCtrl
-from flashdreams.recipes.wan.transformer.constants import NEGATIVE_PROMPT
-from flashdreams.recipes.wan.transformer.impl.network import WanDiTNetworkConfig
-from flashdreams.recipes.wan.transformer.wan21 import Wan21TransformerConfig
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -26,7 +14,20 @@ from fdjax.config import derive_config
 from fdjax.run import media
 from fdjax_models.methods.wan21.config import RUNNER_CONFIGS
 from tests.networks.wan_dit import tiny
+from tests.parity import imports
 from tests.parity.comparison import assert_close
+
+torch = imports.lazy("torch")
+flashdreams_cpu = imports.lazy("tests.parity.flashdreams_cpu")
+published_files = imports.lazy("tests.parity.published_files")
+reference_model = imports.lazy("flashdreams.infra.diffusion.model")
+reference_unipc = imports.lazy("flashdreams.infra.diffusion.scheduler.fm_unipc")
+reference_i2v = imports.lazy("flashdreams.recipes.wan.autoencoder.i2v")
+reference_constants = imports.lazy("flashdreams.recipes.wan.transformer.constants")
+reference_network = imports.lazy("flashdreams.recipes.wan.transformer.impl.network")
+reference_wan21 = imports.lazy("flashdreams.recipes.wan.transformer.wan21")
+
+pytestmark = imports.requires("torch", "transformers", "flashdreams")
 
 T2V, I2V = "wan21-t2v-1.3b-480p", "wan21-i2v-14b-480p"
 PROMPT = "the red sea"
@@ -93,9 +94,9 @@ def _noise(config):
 def _reference_model(config, folder):
     ours = config.pipeline.diffusion_model
     image = bool(ours.transformer.network.image_dim)
-    return DiffusionModelConfig(
-        transformer=Wan21TransformerConfig(
-            network=WanDiTNetworkConfig(
+    return reference_model.DiffusionModelConfig(
+        transformer=reference_wan21.Wan21TransformerConfig(
+            network=reference_network.WanDiTNetworkConfig(
                 **SIZES,
                 in_dim=36 if image else 16,
                 out_dim=16,
@@ -110,7 +111,7 @@ def _reference_model(config, folder):
             concat_image_mask_to_latent=image,
             **flashdreams_cpu.EAGER,
         ),
-        scheduler=FlowMatchUniPCSchedulerConfig(
+        scheduler=reference_unipc.FlowMatchUniPCSchedulerConfig(
             num_inference_steps=NUM_STEPS, shift=ours.scheduler.shift
         ),
     ).setup()
@@ -123,17 +124,17 @@ def _image_control(image, vae):
     latent = vae.encode(frames, vae.prepare_cache())[0].movedim(0, 1)
     mask = torch.zeros_like(latent)
     mask[0] = 1
-    return I2VCtrl(latent=latent, mask=mask)
+    return reference_i2v.I2VCtrl(latent=latent, mask=mask)
 
 
-@torch.inference_mode()
+@imports.inference_mode
 def _reference_video(config, folder, text_encoder, vae, image, image_encoder):
     model = _reference_model(config, folder)
     cache = model.transformer.initialize_autoregressive_cache(
         height=HEIGHT // 8,
         width=WIDTH // 8,
         text_embeddings=text_encoder([PROMPT]),
-        negative_text_embeddings=text_encoder([NEGATIVE_PROMPT]),
+        negative_text_embeddings=text_encoder([reference_constants.NEGATIVE_PROMPT]),
         image_embeddings=None if image is None else image_encoder(image),
     )
     control = None if image is None else _image_control(image, vae)

@@ -15,10 +15,13 @@ from fdjax_convert.tables import wan_dit
 from fdjax_models.networks.wan_dit.config import WanDiTConfig
 from tests import golden
 from tests.networks.wan_dit import tiny
+from tests.parity import imports
 from tests.parity.comparison import assert_close
 
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
+torch = imports.lazy("torch")
+diffusers = imports.lazy("diffusers")
+
+pytestmark = imports.requires("torch", "diffusers")
 
 # text_len: diffusers takes all context tokens before the last 512 for image tokens.
 PLAIN = dataclasses.replace(tiny.CONFIG, text_len=512, num_layers=3)
@@ -30,7 +33,7 @@ CONFIGS = {
 LATENT_SIZES = (3, 4, 6)  # T, H, W
 
 
-def _reference(config: WanDiTConfig) -> torch.nn.Module:
+def _reference(config: WanDiTConfig) -> "torch.nn.Module":
     """diffusers' network of these sizes with weights filled by name."""
     model = diffusers.WanTransformer3DModel(
         num_attention_heads=config.num_heads,

@@ -12,17 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-pytest.importorskip("flashdreams")
-
-from tests.parity import flashdreams_cpu  # isort: split
-
-import torch
-from flashdreams.infra.diffusion.model import DiffusionModelConfig as RefModelConfig
-from flashdreams.infra.diffusion.scheduler import fm, fm_euler, fm_unipc
-from flashdreams.recipes.wan.autoencoder.i2v import I2VCtrl
-from flashdreams.recipes.wan.transformer.impl.network import WanDiTNetworkConfig
-from flashdreams.recipes.wan.transformer.wan21 import Wan21TransformerConfig
 from safetensors.numpy import save_file
 
 from fdjax.contract.conditioner import Conditions
@@ -40,12 +29,25 @@ from fdjax_models.networks.wan_dit.image_conditioning import (
 from fdjax_models.networks.wan_dit.transformer import WanTransformerConfig
 from tests import golden
 from tests.networks.wan_dit import tiny
+from tests.parity import imports
 from tests.parity.comparison import assert_close
 
+torch = imports.lazy("torch")
+flashdreams_cpu = imports.lazy("tests.parity.flashdreams_cpu")
+reference_model = imports.lazy("flashdreams.infra.diffusion.model")
+fm = imports.lazy("flashdreams.infra.diffusion.scheduler.fm")
+fm_euler = imports.lazy("flashdreams.infra.diffusion.scheduler.fm_euler")
+fm_unipc = imports.lazy("flashdreams.infra.diffusion.scheduler.fm_unipc")
+reference_i2v = imports.lazy("flashdreams.recipes.wan.autoencoder.i2v")
+reference_network = imports.lazy("flashdreams.recipes.wan.transformer.impl.network")
+reference_wan21 = imports.lazy("flashdreams.recipes.wan.transformer.wan21")
+
+pytestmark = imports.requires("torch", "flashdreams")
+
 SCHEDULERS = {
-    "flow_match": (FlowMatchSchedulerConfig, fm.FlowMatchSchedulerConfig),
-    "euler": (EulerSchedulerConfig, fm_euler.FlowMatchEulerDiscreteSchedulerConfig),
-    "unipc": (UniPCSchedulerConfig, fm_unipc.FlowMatchUniPCSchedulerConfig),
+    "flow_match": (FlowMatchSchedulerConfig, fm, "FlowMatchSchedulerConfig"),
+    "euler": (EulerSchedulerConfig, fm_euler, "FlowMatchEulerDiscreteSchedulerConfig"),
+    "unipc": (UniPCSchedulerConfig, fm_unipc, "FlowMatchUniPCSchedulerConfig"),
 }
 TI2V_CONFIG = dataclasses.replace(tiny.CONFIG, in_dim=48, out_dim=48)
 
@@ -193,26 +195,27 @@ class Reference:
             fields |= REFERENCE_FIELDS[type(way)](way)
         sizes = ("dim", "ffn_dim", "num_heads", "num_layers", "in_dim", "out_dim")
         sizes += ("text_dim", "text_len", "freq_dim")
-        network = WanDiTNetworkConfig(
+        network = reference_network.WanDiTNetworkConfig(
             **{name: getattr(case.network, name) for name in sizes},
             cross_attn_enable_img=bool(case.network.image_dim),
             apply_rope_before_kvcache=not relative,
         )
         name, options = case.scheduler
+        _, module, scheduler = SCHEDULERS[name]
         options = dict(options)
         if "timestep_dtype" in options:
             options["timestep_dtype"] = getattr(torch, options["timestep_dtype"])
         if "denoising_timesteps" in options:
             options["denoising_timesteps"] = list(options["denoising_timesteps"])
-        self.model = RefModelConfig(
-            transformer=Wan21TransformerConfig(
+        self.model = reference_model.DiffusionModelConfig(
+            transformer=reference_wan21.Wan21TransformerConfig(
                 network=network,
                 checkpoint_path=path,
                 batch_shape=(),
                 **flashdreams_cpu.EAGER,
                 **fields,
             ),
-            scheduler=SCHEDULERS[name][1](**options),
+            scheduler=getattr(module, scheduler)(**options),
             context_noise=case.context_noise,
         ).setup()
 
@@ -228,15 +231,14 @@ class Reference:
             else None,
         )
 
-    @torch.no_grad()
     def chunk(self, index: int, cache, control, noise) -> np.ndarray:
         """Generates and finalizes one chunk; [T, C, H, W]."""
         if control is not None:
             latent, mask = control
-            control = I2VCtrl(
+            control = reference_i2v.I2VCtrl(
                 latent=torch.from_numpy(latent), mask=torch.from_numpy(mask)
             )
-        with flashdreams_cpu.draws(noise):
+        with torch.no_grad(), flashdreams_cpu.draws(noise):
             result, state = self.model.generate(index, cache, control)
             self.model.finalize(state)
         return result.numpy()

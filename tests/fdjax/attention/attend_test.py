@@ -55,6 +55,7 @@ def assert_attention(actual, expected, length=11):
     assert np.all(np.asarray(lse)[~filled] <= xla.EMPTY_LSE)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize(
     "shape",
     [
@@ -73,6 +74,7 @@ def test_all_keys(shape, scale):
     assert_sums(attend(*arrays, scale=scale), expected[0], length)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("key_chunk", [None, 1, 3, 4, 10, 11, 50])
 def test_every_length_by_every_chunk_size(key_chunk):
     query, key, value = qkv()
@@ -121,6 +123,7 @@ def test_keys_behind_the_length_have_no_influence():
         assert_sums(out, expected)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("key_chunk", [None, 4])
 def test_gradients_of_output_and_lse(key_chunk):
     arrays = qkv()

@@ -75,6 +75,7 @@ def test_cache_relative_angles_follow_the_slots():
         np.testing.assert_array_equal(actual, by_rank[np.asarray(ranks)])
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("interleaved", [True, False])
 def test_rotate_turns_pairs_as_complex_numbers(interleaved):
     rng = np.random.default_rng(0)
@@ -109,6 +110,7 @@ def test_rotated_scores_depend_on_relative_time_alone():
     assert abs(score(7, 3) - score(7, 4)) > 1e-3
 
 
+@pytest.mark.isa
 def test_a_table_may_differ_along_the_batch():
     rng = np.random.default_rng(2)
     features = rng.normal(size=(2, 4, 3, 8)).astype(np.float32)

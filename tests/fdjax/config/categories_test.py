@@ -5,16 +5,22 @@ import dataclasses
 import pytest
 
 from fdjax.config import InstantiateConfig, check_config, derive_config
-from fdjax.contract.conditioner import ConditionerConfig
+from fdjax.contract.conditioner import (
+    Conditioner,
+    ConditionerConfig,
+    ImageEncoderConfig,
+    TextEncoderConfig,
+)
 from fdjax.contract.decoder import DecoderConfig, StreamingDecoder
 from fdjax.contract.encoder import EncoderConfig, NullEncoderConfig, StreamingEncoder
 from fdjax.contract.scheduler import Scheduler, SchedulerConfig
 from fdjax.contract.transformer import Transformer, TransformerConfig
+from fdjax.engine.conditioner import TextImageConditionerConfig
 from fdjax.engine.diffusion import DiffusionModelConfig
 from fdjax.run import registry
 from tests import tiny
 
-WORDS = ConditionerConfig()
+WORDS = TextImageConditionerConfig()
 PARTS = {
     EncoderConfig: NullEncoderConfig(),
     DecoderConfig: tiny.DoublingDecoderConfig(),
@@ -25,8 +31,7 @@ PARTS = {
 PLACES = {
     "encoder": EncoderConfig,
     "decoder": DecoderConfig,
-    "text_encoder": ConditionerConfig,
-    "image_encoder": ConditionerConfig,
+    "conditioner": ConditionerConfig,
     "diffusion_model.transformer": TransformerConfig,
     "diffusion_model.scheduler": SchedulerConfig,
 }
@@ -70,6 +75,7 @@ def test_what_was_put_together_by_hand_is_checked_too():
 @pytest.mark.parametrize(
     ("category", "component"),
     [
+        (ConditionerConfig, Conditioner),
         (EncoderConfig, StreamingEncoder),
         (DecoderConfig, StreamingDecoder),
         (TransformerConfig, Transformer),
@@ -86,4 +92,5 @@ def test_parts_of_our_methods_are_what_their_category_says():
     for config in registry.runner_configs().values():
         check_config(config)
         for component in config.pipeline.setup().components.values():
-            assert isinstance(component.config, tuple(PARTS))
+            categories = (*PARTS, TextEncoderConfig, ImageEncoderConfig)
+            assert isinstance(component.config, categories)

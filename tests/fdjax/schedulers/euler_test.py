@@ -16,6 +16,7 @@ def predict_flow(x, timestep):
     return 0.3 * x + 0.001 * timestep
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
@@ -80,6 +81,7 @@ def test_scan_threads_the_carry():
     np.testing.assert_array_equal(clean, noise)
 
 
+@pytest.mark.isa
 def test_add_noise_snaps_to_the_visited_timesteps():
     scheduler = DISTILLED.setup()
     clean, noise = (jnp.asarray(fill_input(key, (4,))) for key in ("noise", "eps1"))

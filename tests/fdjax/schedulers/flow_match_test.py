@@ -74,6 +74,7 @@ def test_published_schedules(name, timesteps, sigmas):
     np.testing.assert_allclose(steps.sigma, sigmas, rtol=2.4e-7)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -106,6 +107,7 @@ def python_loop(scheduler, noise, step_noise):
     return clean
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_scan_equals_a_python_loop(name):
     scheduler = PUBLISHED[name].setup()

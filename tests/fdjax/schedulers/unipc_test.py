@@ -132,6 +132,7 @@ def test_the_first_step_predicts_and_corrects_nothing():
     assert [field[0] for field in corrector] == [1, 0, 0, 0]
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize(
     ("num_steps", "shift", "expected"),
     [

@@ -27,6 +27,7 @@ def params():
     return rules.convert(source, clip.HUGGING_FACE_RULES, ENCODER.param_shapes())
 
 
+@pytest.mark.isa
 def test_golden(params):
     pixels = golden.fill_input("px", (1, 3, 28, 28)).transpose(0, 2, 3, 1)
     rows = ENCODER.module.apply({"params": params}, pixels)

@@ -55,6 +55,7 @@ def assert_sums(actual, expected):
     testing.assert_close(actual, expected, testing.tolerance(jnp.float32, length))
 
 
+@pytest.mark.isa
 def test_decoding_chunks_gives_the_whole_clip():
     decoder = SMALL.setup()
     decode = jax.jit(decoder.decode_unclamped)
@@ -119,6 +120,7 @@ def test_published_encoder_pads_at_the_end():
     assert_sums(chunks, latent)
 
 
+@pytest.mark.isa
 def test_output_of_the_reference():
     config = TaehvDecoderConfig(
         widths=(32, 16, 8, 8), latent_channels=4, dtype="float32"

@@ -46,6 +46,7 @@ def assert_sums(actual, expected):
     testing.assert_close(actual, expected, testing.tolerance(jnp.float32, length))
 
 
+@pytest.mark.isa
 def test_golden(params):
     rows = ENCODER.encode_tokens(params, _tokens([5, 9, 33, 7, 60, 1]))
     first = [1.076430, 0.890571, -0.075707, 0.611361, 0.900976]
@@ -55,6 +56,7 @@ def test_golden(params):
     np.testing.assert_array_equal(rows[:, 6:], 0)
 
 
+@pytest.mark.isa
 def test_padding_does_not_matter(params):
     prompt = [5, 9, 33, 7, 60, 1]
     alone = ENCODER.encode_tokens(params, _tokens(prompt, length=6))

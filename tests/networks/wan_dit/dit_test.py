@@ -109,6 +109,7 @@ def _control(config: WanTransformerConfig, x: jax.Array) -> WanControl | None:
     return WanControl(image=ImageControl(latent=x[..., 20:], mask=mask), rays=rays)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("case", CASES)
 def test_golden(case):
     config = CASES[case]

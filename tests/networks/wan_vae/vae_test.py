@@ -60,6 +60,7 @@ def assert_sums(actual, expected):
     testing.assert_close(actual, expected, testing.tolerance(jnp.float32, 27 * 8))
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("kind", KINDS)
 def test_decoding_chunks_gives_the_whole_clip(kind):
     decoder = _decoder(kind, context="exact")
@@ -76,6 +77,7 @@ def test_decoding_chunks_gives_the_whole_clip(kind):
     assert jnp.abs(changed - whole)[:, 13:].max() > 1e-3
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("kind", KINDS)
 def test_encoding_chunks_gives_the_whole_clip(kind):
     encoder = _encoder(kind)
@@ -137,6 +139,7 @@ def test_two_executables_and_a_steady_cache():
     assert jnp.abs(changed[0] - video[0]).max() > 1e-3
 
 
+@pytest.mark.isa
 def test_folding_time_changes_the_order_of_sums_only():
     folded, plain = (
         _decoder(context="exact"),
@@ -197,6 +200,7 @@ TABLES = {
 }
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize(("kind", "part"), GOLDEN)
 def test_output_of_the_reference(kind, part):
     config = {"decoder": vae.WanVaeDecoderConfig, "encoder": vae.WanVaeEncoderConfig}
