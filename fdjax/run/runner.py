@@ -24,8 +24,9 @@ from fdjax.config import Component, InstantiateConfig
 from fdjax.contract.conditioner import Conditions
 from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
 from fdjax.run import conditions_store, media, plugins, stats
-from fdjax.run import writer as video_writer
+from fdjax.run.outputs import Arrangement, OutputWriter
 from fdjax.run.report import RunReport
+from fdjax.run.writer import ChunkWriter, NullWriter
 
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _log = logging.getLogger(__name__)
@@ -54,12 +55,15 @@ class RunnerResult:
     """What a run made.
 
     Attributes:
-        output: The video, or `.npy` of latents without a decoder.
+        output: The video, or `.npy` of latents without a decoder; the first of
+            `outputs`.
+        outputs: One file per session and view, or one for all: `arrangement`.
         num_frames: Frames in it.
         stats: One entry per chunk, as in the stats file.
     """
 
     output: pathlib.Path
+    outputs: tuple[pathlib.Path, ...]
     num_frames: int
     stats: list[dict[str, Any]]
 
@@ -146,9 +150,10 @@ class Runner(Component):
         """Checks, loads, streams, writes.
 
         Files in `output_dir`, each of which appears whole or not at all: the video
-        `<name>.mp4`, a contact sheet `<name>.png`, `stats_<name>.json`, and
-        `<name>.config.json`, from which the run can be repeated. With random weights
-        the name says so.
+        `<name>.mp4` (of several views or sessions `<name>.<view>.session<n>.mp4`; an
+        array that is no video `<name>.<key>.npy`), a contact sheet `<name>.png`,
+        `stats_<name>.json`, and `<name>.config.json`, from which the run can be
+        repeated. With random weights the name says so.
 
         Raises:
             ValueError, FileNotFoundError, PermissionError: Before anything expensive.
@@ -169,9 +174,10 @@ class Runner(Component):
         params = self._weights(streaming)
         cache = initialize(params)
         report = RunReport(self.config, self.num_chunks(inputs))
+        writer = self._writer(report)
         interrupted = False
         try:
-            with report, self._writer(report) as writer:
+            with report, writer:
                 self._stream(params, cache, inputs, writer, report)
         except KeyboardInterrupt:
             interrupted = True
@@ -181,7 +187,8 @@ class Runner(Component):
             raise KeyboardInterrupt(report.outcome())
         _log.info("%s", report.outcome())
         return RunnerResult(
-            output=report.paths.output,
+            output=writer.paths[0] if writer.paths else report.paths.output,
+            outputs=tuple(writer.paths),
             num_frames=report.num_frames,
             stats=report.chunks(),
         )
@@ -244,15 +251,13 @@ class Runner(Component):
             return self.pipeline.load_params(only=only)
         return self.pipeline.init_params(jax.random.key(0), only=only)
 
-    def _writer(self, report: RunReport) -> video_writer.ChunkWriter:
+    def _writer(self, report: RunReport) -> "NullWriter | OutputWriter":
         if jax.process_index() != 0:
-            return video_writer.NullWriter()
-        if self.pipeline.decoder is None:
-            return video_writer.ArrayWriter(
-                report.paths.output, axis=1, on_chunk=report.arrived
-            )
-        return video_writer.VideoWriter(
+            return NullWriter()
+        return OutputWriter(
             report.paths.output,
+            arrangement=self.config.arrangement,
+            decoded=self.pipeline.decoder is not None,
             fps=self.config.fps,
             metadata=report.metadata(),
             on_chunk=report.arrived,
@@ -263,10 +268,14 @@ class Runner(Component):
         params: Params,
         cache: PyTree,
         inputs: RunnerInputs,
-        writer: video_writer.ChunkWriter,
+        writer: ChunkWriter,
         report: RunReport,
     ) -> None:
-        """The autoregressive loop. Nothing in it waits for the device unless asked."""
+        """The autoregressive loop. Nothing in it waits for the device unless asked.
+
+        A chunk is handed over before its commit is begun: whoever watches waits for
+        the video alone, and the commit runs while the next input is awaited.
+        """
         profiler = stats.Profiler() if self.config.profile else None
         for index in range(report.num_chunks):
             control = inputs.controls[index] if inputs.controls is not None else None
@@ -275,18 +284,14 @@ class Runner(Component):
             cache, output = self.pipeline.generate(
                 params, cache, control, donate=True, profiler=profiler
             )
-            if self.pipeline.decoder is not None:
-                output = media.to_uint8(output[0])
+            writer.write(output)
             if profiler is not None:
-                jax.block_until_ready(output)
                 profiler.skip()
-            # Before the write, which may wait for the encoder: the device goes on.
             cache = self.pipeline.finalize(
                 params, cache, donate=True, profiler=profiler
             )
             if profiler is not None:
                 report.stages.append(profiler.stats())
-            writer.write(output)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -333,6 +338,9 @@ class RunnerConfig(InstantiateConfig[Runner]):
 
     profile: bool = False
     """Measure every stage; waits for the device after each, which costs speed."""
+
+    arrangement: Arrangement = "separate"
+    """Several sessions or views of video: "separate" files, or "tiled" in one."""
 
     progress: bool | None = None
     """Show a progress bar; None: if standard error is a terminal."""

@@ -42,6 +42,8 @@ class ChunkWriter(Protocol):
 class NullWriter:
     """Writes nothing, but waits like a writer: for processes other than the first."""
 
+    paths: tuple[pathlib.Path, ...] = ()
+
     def write(self, chunk: Any) -> None:
         """Waits for the chunk."""
         jax.block_until_ready(chunk)
