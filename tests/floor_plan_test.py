@@ -18,7 +18,8 @@ SOURCES = {
     "fdjax_convert": ROOT / "convert/fdjax_convert",
 }
 FLOORS = (
-    {"axes", "sharding"},
+    {"axes"},
+    {"sharding"},
     {"config"},
     {"contract"},
     {"attention", "nn", "schedulers"},

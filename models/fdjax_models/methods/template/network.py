@@ -43,6 +43,16 @@ class TemplateNetwork(nn.Module):
         self.ffn_in, self.ffn_out = dense(2 * width), dense(width)
         self.output_proj = dense(self.out_features)
 
+    def touch(self, text: Array) -> None:
+        """Runs every layer once on one token, so that `init` makes all parameters."""
+        token = jnp.zeros((1, 1, self.out_features))
+        context = self.context(text)
+
+        def attention(query: Array, key: Array, value: Array, state: Any) -> Any:
+            return state, value
+
+        self(token, jnp.zeros(()), context, None, attention, None)
+
     def context(self, text: Array) -> Array:
         """What the conditions add to every token.  [B, P, C] to [B, 1, M]."""
         return self.context_proj(text).mean(axis=1, keepdims=True)

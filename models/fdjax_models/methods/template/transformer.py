@@ -42,21 +42,9 @@ class TemplateTransformer(StreamingDiT):
 
     def init_params(self, key: jax.Array) -> Params:
         """Random weights."""
-
-        def everything(network: TemplateNetwork) -> None:
-            tokens = jnp.zeros((1, 1, self.layout.features))
-            context = network.context(jnp.zeros((1, 1, self.config.context_dim)))
-            network(
-                tokens,
-                jnp.zeros(()),
-                context,
-                None,
-                lambda query, key, value, state: (state, value),
-                None,
-            )
-
-        init = functools.partial(self.network.init, method=everything)
-        return random_params(jax.eval_shape(init, key)["params"], key)
+        text = jnp.zeros((1, 1, self.config.context_dim))
+        init = functools.partial(self.network.init, method="touch")
+        return random_params(jax.eval_shape(init, key, text)["params"], key)
 
     def context(self, params: Params, conditions: Conditions) -> Array:
         """What the conditions add to every token, [B G, 1, M].
@@ -66,13 +54,13 @@ class TemplateTransformer(StreamingDiT):
             conditions: `text` [B, P, context_dim], with guidance `negative_text` too.
         """
         text, negative = conditions.text, conditions.negative_text
-        guided = self.layout.num_branches > 1
-        if text is None or (guided and negative is None):
+        wanted = {"text": text}
+        if self.layout.num_branches > 1:
+            wanted["negative_text"] = negative
+        if missing := [name for name, array in wanted.items() if array is None]:
             raise ValueError(
-                "conditions must hold text, and with guidance_scale > 1 negative_text; "
-                f"got guidance_scale={self.config.guidance_scale}, text "
-                f"{'missing' if text is None else 'given'}, negative_text "
-                f"{'missing' if negative is None else 'given'}."
+                f"conditions must hold {' and '.join(wanted)}; {missing[0]} missing. "
+                "Guidance needs a negative_prompt in the conditioner."
             )
         return self._apply(params, self.rows(text, negative), method="context")
 

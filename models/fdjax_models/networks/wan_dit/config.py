@@ -3,11 +3,11 @@
 import dataclasses
 import math
 
-from fdjax.config.base import InstantiateConfig
+from fdjax.config import DTypeName
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WanDiTConfig(InstantiateConfig):
+class WanDiTConfig:
     """Sizes of a Wan DiT; the defaults are those of Wan 2.1 T2V 1.3B."""
 
     dim: int = 1536
@@ -55,11 +55,11 @@ class WanDiTConfig(InstantiateConfig):
     eps: float = 1e-6
     """Epsilon of the norms, except those of the image embedding."""
 
-    dtype: str = "bfloat16"
+    dtype: DTypeName = "bfloat16"
     """Dtype of activations and of the key/value cache. Norm statistics, modulation,
     rotary embedding and softmax are float32."""
 
-    param_dtype: str = "bfloat16"
+    param_dtype: DTypeName = "bfloat16"
     """Dtype of the weights."""
 
     def __post_init__(self) -> None:

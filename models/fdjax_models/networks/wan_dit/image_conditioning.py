@@ -7,7 +7,6 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from fdjax.axes import Array
-from fdjax.config.base import InstantiateConfig
 from fdjax.streaming.patches import patchify
 from fdjax_models.networks.wan_dit.control import ImageControl
 
@@ -16,7 +15,7 @@ MASK_CHANNELS = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageConditioning(InstantiateConfig):
+class ImageConditioning:
     """One way; the base does nothing."""
 
     needs_image: ClassVar[bool] = True
