@@ -144,8 +144,34 @@ class Runs:
             rows = [self.chunk() for _ in range(self.spec["steady_chunks"])]
             self.report.add(f"steady_{name}", measure.spread_stages(rows))
             self.report.add(f"unsynchronised_{name}", self._unsynchronised())
+            self.report.add(f"to_video_{name}", self._to_video())
             compiled = compilations()
         self.report.add(f"compilations_after_warm_up_{name}", compiled)
+
+    def _to_video(self, count: int = 6) -> dict[str, float]:
+        """Median ms from a control to its video on the host, the commit in or out."""
+        import jax
+
+        medians = {}
+        for waits in (False, True):
+            times = []
+            for _ in range(count):
+                jax.block_until_ready(self.cache)
+                start = time.perf_counter()
+                self.cache, video = self.pipeline.generate(
+                    self.params, self.cache, donate=True
+                )
+                video.copy_to_host_async()
+                self.cache = self.pipeline.finalize(
+                    self.params, self.cache, donate=True
+                )
+                if waits:
+                    jax.block_until_ready(self.cache)
+                np.asarray(video)
+                times.append(1e3 * (time.perf_counter() - start))
+            name = "finalize_awaited_ms" if waits else "handed_over_ms"
+            medians[name] = round(float(np.median(times)), 1)
+        return medians
 
     def _unsynchronised(self) -> dict[str, float]:
         """Milliseconds per chunk where nothing waits, and of dispatch alone."""
