@@ -68,8 +68,8 @@ class Scheduler(Component, abc.ABC):
 
     @property
     def timesteps(self) -> np.ndarray:
-        """What the network is told at each step.  float32[K]."""
-        return np.asarray(self.steps.timestep)
+        """What the network is told at each step, then the end.  float32[K + 1]."""
+        return np.append(self.steps.timestep, np.float32(0))
 
     @property
     def num_draws(self) -> int:

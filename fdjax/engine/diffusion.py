@@ -62,7 +62,7 @@ def denoise(
             `predict_flow` are of another number.
     """
     steps = scheduler.steps
-    num_steps = len(scheduler.timesteps)
+    num_steps = len(scheduler.steps.needs_draw)
     bounds = [0, *splits, num_steps]
     if any(a >= b for a, b in itertools.pairwise(bounds)):
         raise ValueError(
@@ -192,7 +192,7 @@ class DiffusionModel(Component):
         initial, draws = split_noise(
             noise, transformer.latent_shape(cache), scheduler.num_draws, key
         )
-        splits = transformer.splits(scheduler.timesteps)
+        splits = transformer.splits(scheduler.steps.timestep)
         networks = [
             functools.partial(transformer.segment(index).predict_flow, params)
             for index in range(len(splits) + 1)

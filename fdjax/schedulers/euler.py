@@ -39,6 +39,11 @@ class EulerScheduler(Scheduler):
     config: "EulerSchedulerConfig"
 
     @property
+    def timesteps(self) -> np.ndarray:
+        """What the network is told, not truncated; then the end.  float32[K + 1]."""
+        return self._grid[0]
+
+    @property
     def sigmas(self) -> np.ndarray:
         """Noise levels of the steps, then the final one.  float32[K + 1]."""
         return self._grid[1]

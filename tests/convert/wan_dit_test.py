@@ -1,6 +1,7 @@
 """The key layouts of the Wan DiT: complete at full size, inverted, told apart."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from fdjax_models.networks.wan_dit.config import (
     WAN_14B_T2V,
     WAN_TI2V_5B,
 )
+from fdjax_models.networks.wan_dit.dit import init_params
 from tests.networks.wan_dit import tiny
 
 PUBLISHED = {
@@ -43,7 +45,7 @@ def test_every_published_key_fills_a_leaf(name):
     source = {
         key: LazyTensor(shape, dtype, _unreadable) for key, shape in shapes.items()
     }
-    target = jax.eval_shape(config.init_params, jax.random.key(0))
+    target = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
     Conversion(source, wan_dit.OFFICIAL, target)  # raises on any problem
     (layout,) = detect(shapes)
     assert (layout.name, layout.architecture) == ("official", "wan_dit")
@@ -55,7 +57,7 @@ def test_every_published_key_fills_a_leaf(name):
 )
 def test_every_rule_is_needed_and_inverted(config):
     source = tiny.checkpoint(config)
-    target = jax.eval_shape(config.init_params, jax.random.key(0))
+    target = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
     params = convert(source, wan_dit.OFFICIAL, target)
     exported = to_torch(params, wan_dit.OFFICIAL)
     assert exported.keys() == source.keys()

@@ -13,6 +13,7 @@ from fdjax.streaming.patches import patchify, unpatchify
 from fdjax_convert.rules import to_torch
 from fdjax_convert.tables import wan_dit
 from fdjax_models.networks.wan_dit.config import WanDiTConfig
+from fdjax_models.networks.wan_dit.dit import WanDiT
 from tests import golden
 from tests.networks.wan_dit import tiny
 from tests.parity import imports
@@ -60,7 +61,7 @@ def _flow(config: WanDiTConfig, params, x, timestep, text, image):
     rope = Rope3D(head_dim=config.head_dim, interleaved=True)
     table = rope_table(rope.angles(jnp.arange(3), 2, 3), jnp.float32)
     attention = SelfContainedAttention(rope, table)
-    network, variables = config.setup(), {"params": params}
+    network, variables = WanDiT(config), {"params": params}
     context = network.apply(variables, text, image, method="context")
     states = (None,) * config.num_layers
     _, flow = network.apply(

@@ -41,14 +41,13 @@ def test_published_schedules():
     expected = [0.99979985, 0.93726546, 0.83305538, 0.62468731, 0]
     np.testing.assert_allclose(scheduler.sigmas, expected, atol=1e-8, rtol=1.2e-7)
     np.testing.assert_allclose(
-        scheduler.timesteps, 1000 * scheduler.sigmas[:-1], rtol=1.2e-7
+        scheduler.timesteps, 1000 * scheduler.sigmas, rtol=1.2e-7
     )
     fixed = DISTILLED.setup()
     np.testing.assert_array_equal(
-        fixed.timesteps, np.float32([1000, 960, 888.8889, 727.2728])
+        fixed.timesteps, np.float32([1000, 960, 888.8889, 727.2728, 0])
     )
-    np.testing.assert_allclose(fixed.sigmas[:-1], fixed.timesteps / 1000, rtol=1.2e-7)
-    assert fixed.sigmas[-1] == 0
+    np.testing.assert_allclose(fixed.sigmas, fixed.timesteps / 1000, rtol=1.2e-7)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from fdjax_models.methods.maze_world.training.denoiser import (
     visibility,
 )
 from fdjax_models.networks.wan_dit.control import ImageControl, WanControl
+from fdjax_models.networks.wan_dit.dit import init_params
 from fdjax_models.networks.wan_dit.image_conditioning import Stamp
 from fdjax_models.networks.wan_dit.transformer import WanTransformerConfig
 from tests.methods.maze_world.tiny import NETWORK
@@ -32,7 +33,7 @@ def denoiser() -> Denoiser:
 @pytest.fixture(scope="module")
 def params():
     table = jax.random.normal(jax.random.key(1), (text.VOCABULARY_SIZE, 8))
-    transformer = jax.jit(NETWORK.init_params)(jax.random.key(0))
+    transformer = init_params(NETWORK, jax.random.key(0))
     return {"transformer": transformer, "text_encoder": {"table": table}}
 
 

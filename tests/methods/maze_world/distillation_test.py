@@ -17,6 +17,7 @@ from fdjax_models.methods.maze_world.training.distillation import (
     Distiller,
     variance_by_quarter,
 )
+from fdjax_models.networks.wan_dit.dit import init_params
 from fdjax_models.networks.wan_dit.image_conditioning import Stamp
 from fdjax_models.networks.wan_dit.transformer import WanTransformerConfig
 from tests.methods.maze_world import tiny
@@ -43,7 +44,7 @@ def distiller() -> Distiller:
 
 @pytest.fixture(scope="module")
 def params():
-    transformer = jax.jit(NETWORK.init_params)(jax.random.key(0))
+    transformer = init_params(NETWORK, jax.random.key(0))
     table = jax.random.normal(jax.random.key(1), (text.VOCABULARY_SIZE, 8))
     return {"transformer": transformer, "text_encoder": {"table": table}}
 
