@@ -5,7 +5,6 @@
 
 from unittest import mock
 
-import jax.numpy as jnp
 import torch
 import transformers
 
@@ -27,14 +26,14 @@ UMT5 = {
         "dtype",
     )
 }
-VAE = {"widths": (8, 16, 32, 32), "dtype": jnp.float32}
+VAE = {"widths": (8, 16, 32, 32), "dtype": "float32"}
 CLIP = {
     "image_size": 28,
     "width": 1280,  # the reference's network takes no other
     "mlp_dim": 64,
     "num_layers": 2,
     "output_layer": 1,
-    "dtype": jnp.float32,
+    "dtype": "float32",
 }
 
 

@@ -138,7 +138,7 @@ def test_runner(slug, tmp_path, monkeypatch):
     chunks, to_uint8 = [], media.to_uint8
 
     def record(video):
-        chunks.append(np.asarray(video))
+        chunks.append(np.asarray(video)[0])
         return to_uint8(video)
 
     monkeypatch.setattr(media, "to_uint8", record)

@@ -121,13 +121,13 @@ def test_two_steps_become_sharp(distiller, base):
             return (params, state, critic, critic_state), None
 
         carry = base, optimizer.init(base), base, optimizer.init(base)
-        keys = jax.random.split(jax.random.key(3), 150)
+        keys = jax.random.split(jax.random.key(3), 200)
         return jax.lax.scan(step, carry, keys)[0][0]
 
     few_step = distill(base)
     before, after = (rollouts(params, jax.random.key(4)) for params in (base, few_step))
     assert jnp.abs(before).mean() < 0.7  # of 1
-    assert jnp.abs(after).mean() > 0.9
+    assert jnp.abs(after).mean() > 0.9, jnp.abs(after).mean()
     assert 0.25 < (after > 0).mean() < 0.75  # both signs still occur
 
 
