@@ -122,7 +122,7 @@ def _lazy_handler() -> Any:
     class LazyHandler(type_handlers.NumpyHandler):
         """Reads, writes and frees the leaves in order."""
 
-        def __init__(self):
+        def __init__(self) -> None:
             # A copy guards against changes during the write; nobody else has these.
             super().__init__(
                 **_accepted(

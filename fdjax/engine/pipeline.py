@@ -26,8 +26,8 @@ from fdjax.checkpoint import placement
 from fdjax.config import Component, InstantiateConfig
 from fdjax.contract.component import ParametricComponent
 from fdjax.contract.conditioner import Conditioner, ConditionerConfig, Conditions
-from fdjax.contract.decoder import DecoderConfig
-from fdjax.contract.encoder import EncoderConfig, NullEncoder
+from fdjax.contract.decoder import DecoderConfig, StreamingDecoder
+from fdjax.contract.encoder import EncoderConfig, NullEncoder, StreamingEncoder
 from fdjax.engine import rollout, stages
 from fdjax.engine.cache import (
     StreamInferencePipelineCache,
@@ -61,12 +61,12 @@ class StreamInferencePipeline(Component):
         return self.config.diffusion_model.setup()
 
     @functools.cached_property
-    def encoder(self):
+    def encoder(self) -> StreamingEncoder | None:
         """The control encoder, or None: `generate` then takes no input."""
         return self.config.encoder.setup() if self.config.encoder else None
 
     @functools.cached_property
-    def decoder(self):
+    def decoder(self) -> StreamingDecoder | None:
         """The decoder, or None: `generate` then returns latents."""
         return self.config.decoder.setup() if self.config.decoder else None
 

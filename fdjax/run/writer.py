@@ -63,7 +63,10 @@ class _ThreadedWriter:
     """
 
     def __init__(
-        self, path: pathlib.Path, on_chunk: ChunkListener | None, queue_size=2
+        self,
+        path: pathlib.Path,
+        on_chunk: ChunkListener | None,
+        queue_size: int = 2,
     ):
         self.path = path
         self.temporary = files.temporary_path(path)
@@ -269,7 +272,7 @@ def _delayed_interrupt() -> Iterator[None]:
         return
     came: list[bool] = []
 
-    def note(number, frame):
+    def note(number: int, frame: Any) -> None:
         del number, frame
         if came:
             raise KeyboardInterrupt

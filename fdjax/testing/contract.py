@@ -79,7 +79,7 @@ class PipelineCase:
         return None if self.make_input is None else self.make_input(index)
 
     def run(
-        self, cache: StreamInferencePipelineCache, chunks: range, **options
+        self, cache: StreamInferencePipelineCache, chunks: range, **options: Any
     ) -> tuple[StreamInferencePipelineCache, list[np.ndarray]]:
         """Generates and finalizes; the videos are copied to the host."""
         videos = []
@@ -97,7 +97,7 @@ def _params(config: StreamInferencePipelineConfig) -> Params:
     return config.setup().init_params(jax.random.key(7))
 
 
-def assert_close(actual: Any, desired: Any, tolerance: float = TOLERANCE):
+def assert_close(actual: Any, desired: Any, tolerance: float = TOLERANCE) -> None:
     """Asserts max |actual - desired| <= tolerance * max |desired|, and finite."""
     actual, desired = np.asarray(actual), np.asarray(desired)
     assert actual.shape == desired.shape, (actual.shape, desired.shape)
@@ -125,7 +125,7 @@ def _on_event(event: str, duration_secs: float, **metadata: str | int) -> None:
         _COUNTER[0] += 1
 
 
-def check_output(case: PipelineCase):
+def check_output(case: PipelineCase) -> None:
     """Video is finite, differs between chunks and has the promised frame count."""
     pipeline = case.pipeline
     _, videos = case.run(case.cache(), range(3))
@@ -143,14 +143,14 @@ def _num_latents(case: PipelineCase) -> int:
     model = case.pipeline.diffusion_model
     cache = case.cache().transformer_cache
 
-    def latent(cache):
+    def latent(cache: PyTree) -> Array:
         shape = model.transformer.latent_shape(cache)
         return model.transformer.unpatchify(jax.numpy.zeros(shape), cache)
 
     return jax.eval_shape(latent, cache).shape[1]
 
 
-def check_reproducible(case: PipelineCase):
+def check_reproducible(case: PipelineCase) -> None:
     """Same key, same bytes; another key, another video."""
     _, first = case.run(case.cache(seed=0), range(3))
     _, again = case.run(case.cache(seed=0), range(3))
@@ -159,7 +159,7 @@ def check_reproducible(case: PipelineCase):
     assert not np.array_equal(first[-1], other[-1])
 
 
-def check_fork(case: PipelineCase):
+def check_fork(case: PipelineCase) -> None:
     """`generate` and `finalize` leave the caller's cache as it was."""
     pipeline, params = case.pipeline, case.params()
     cache, _ = case.run(case.cache(), range(2))
@@ -173,7 +173,7 @@ def check_fork(case: PipelineCase):
     assert np.array_equal(np.asarray(first), np.asarray(again))
 
 
-def check_resume(case: PipelineCase):
+def check_resume(case: PipelineCase) -> None:
     """A cache copied to the host and back goes on bit for bit."""
     cache, _ = case.run(case.cache(), range(2))
     _, unbroken = case.run(cache, range(2, case.num_chunks))
@@ -190,7 +190,7 @@ def check_resume(case: PipelineCase):
     assert all(np.array_equal(a, b) for a, b in zip(unbroken, resumed, strict=True))
 
 
-def check_donate(case: PipelineCase):
+def check_donate(case: PipelineCase) -> None:
     """Working in place gives the same video and refuses the used-up cache."""
     pipeline, params = case.pipeline, case.params()
     chunks = range(case.num_chunks)
@@ -203,7 +203,7 @@ def check_donate(case: PipelineCase):
     _assert_refused("donate", lambda: pipeline.generate(params, used, case.input(0)))
 
 
-def check_order(case: PipelineCase):
+def check_order(case: PipelineCase) -> None:
     """Calls out of order are refused before anything is compiled or run."""
     pipeline, params = case.pipeline, case.params()
     ready = case.cache()
@@ -216,7 +216,7 @@ def check_order(case: PipelineCase):
         assert compilations() == 0
 
 
-def check_structure(case: PipelineCase):
+def check_structure(case: PipelineCase) -> None:
     """Shapes, dtypes and tree structure never change after the first chunk."""
     pipeline, params = case.pipeline, case.params()
     cache, _ = case.run(case.cache(), range(1))
@@ -231,7 +231,7 @@ def check_structure(case: PipelineCase):
     assert (np.asarray(cache.autoregressive_index) == case.num_chunks).all()
 
 
-def check_compilations(case: PipelineCase):
+def check_compilations(case: PipelineCase) -> None:
     """`generate` has two executables, first and later; `finalize` one; then none.
 
     The network is compiled once, with the first chunk. The second chunk compiles
@@ -265,7 +265,7 @@ def check_compilations(case: PipelineCase):
         assert compilations() == 0
 
 
-def check_new_conditions(case: PipelineCase):
+def check_new_conditions(case: PipelineCase) -> None:
     """A new prompt changes the next chunk; the old conditions give the old chunk."""
     if case.new_conditions is None:
         return
@@ -279,7 +279,7 @@ def check_new_conditions(case: PipelineCase):
     assert not np.array_equal(np.asarray(old), np.asarray(new))
 
 
-def check_rollout(case: PipelineCase):
+def check_rollout(case: PipelineCase) -> None:
     """`rollout`, one scan, equals the Python loop."""
     pipeline, params = case.pipeline, case.params()
     inputs = None
@@ -293,7 +293,7 @@ def check_rollout(case: PipelineCase):
     assert_close(np.asarray(scanned, np.float32), np.concatenate(loop, axis=1))
 
 
-def check_without_jit(case: PipelineCase):
+def check_without_jit(case: PipelineCase) -> None:
     """Compiled and operation by operation, with every scan a Python loop, agree."""
     _, compiled = case.run(case.cache(), range(2))
     with jax.disable_jit():
@@ -302,7 +302,7 @@ def check_without_jit(case: PipelineCase):
         assert_close(actual, desired)
 
 
-def check_batch_axis(case: PipelineCase):
+def check_batch_axis(case: PipelineCase) -> None:
     """Every array leaf of a cache has the sessions as its first axis."""
     cache, _ = case.run(case.cache(), range(1))
     pending, _ = case.pipeline.generate(case.params(), cache, case.input(1))
@@ -314,7 +314,7 @@ def check_batch_axis(case: PipelineCase):
             )
 
 
-def check_sessions(case: PipelineCase):
+def check_sessions(case: PipelineCase) -> None:
     """Sessions of different age and seed in one batch equal each one alone.
 
     Their noise to the bit, their video within round-off: a batch sums in another order.
@@ -346,7 +346,7 @@ def check_sessions(case: PipelineCase):
     )
 
 
-def check_in_place(case: PipelineCase):
+def check_in_place(case: PipelineCase) -> None:
     """A donating call aliases the cache, and the residue shares no buffer with it."""
     pipeline, params = case.pipeline, case.params()
     cache, _ = case.run(case.cache(), range(1))
@@ -424,12 +424,12 @@ def _to_host(tree: PyTree) -> list[np.ndarray]:
     ]
 
 
-def _assert_identical(actual: list[np.ndarray], desired: list[np.ndarray]):
+def _assert_identical(actual: list[np.ndarray], desired: list[np.ndarray]) -> None:
     for a, b in zip(actual, desired, strict=True):
         assert np.array_equal(a, b)
 
 
-def _assert_refused(cure: str, call: Callable[[], Any]):
+def _assert_refused(cure: str, call: Callable[[], Any]) -> None:
     message = None
     try:
         call()

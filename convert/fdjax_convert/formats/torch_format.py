@@ -118,7 +118,9 @@ class _Storage:
         self.file, self.start, self.length, self.dtype = file, start, length, dtype
 
 
-def _rebuild_tensor(storage, offset, size, stride, *rest) -> LazyTensor:
+def _rebuild_tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, *rest: Any
+) -> LazyTensor:
     """`torch._utils._rebuild_tensor` and `_v2`: a strided view of a storage."""
     # _v2: requires_grad, backward hooks, metadata. A negated or conjugated tensor
     # keeps the plain values in its storage and a flag in the metadata.
@@ -128,7 +130,14 @@ def _rebuild_tensor(storage, offset, size, stride, *rest) -> LazyTensor:
 
 
 def _rebuild_tensor_v3(
-    storage, offset, size, stride, requires_grad, hooks, dtype, metadata=None
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    requires_grad: Any,
+    hooks: Any,
+    dtype: Any,
+    metadata: Any = None,
 ) -> LazyTensor:
     """`torch._utils._rebuild_tensor_v3`: the view has a dtype of its own."""
     if metadata:
@@ -136,7 +145,7 @@ def _rebuild_tensor_v3(
     return _view(storage, dtype, offset, size, stride)
 
 
-def _view(storage, typed, offset, size, stride) -> LazyTensor:
+def _view(storage: Any, typed: Any, offset: Any, size: Any, stride: Any) -> LazyTensor:
     dtype = getattr(typed, "dtype", None)
     numbers = (offset, *size, *stride)
     if (
@@ -157,23 +166,23 @@ def _view(storage, typed, offset, size, stride) -> LazyTensor:
     return storage.file.tensor(start, dtype, size, None if contiguous else stride)
 
 
-def _first(value, *rest) -> Any:
+def _first(value: Any, *rest: Any) -> Any:
     """`torch._utils._rebuild_parameter` and its kin: the tensor itself."""
     return value
 
 
-def _rebuild_from_type(function, kind, args, state) -> Any:
+def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
     """`torch._tensor._rebuild_from_type_v2`: a tensor with Python attributes."""
     if not isinstance(function, _Name):
         raise pickle.UnpicklingError(f"calls {function!r}")
     return function(*args)
 
 
-def _ordered_dict(*items) -> _Dict:
+def _ordered_dict(*items: Any) -> _Dict:
     return _Dict(*items)
 
 
-def _encode(text, encoding) -> bytes:
+def _encode(text: Any, encoding: Any) -> bytes:
     """`_codecs.encode`: how protocol 2 spells bytes."""
     if not isinstance(text, str) or encoding not in ("latin1", "ascii", "utf-8"):
         raise pickle.UnpicklingError(f"encodes {type(text).__name__} as {encoding}")

@@ -7,6 +7,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -99,7 +100,7 @@ def _write_torch(
         archive.writestr(f"{root}/version", "3\n")
 
 
-def _write_values(file, tensor: LazyTensor) -> None:
+def _write_values(file: Any, tensor: LazyTensor) -> None:
     array = contiguous(tensor.read())
     file.write(array.reshape(-1).view(np.uint8).data)
     tensor.release()
@@ -133,7 +134,7 @@ def _pickle(tensors: Mapping[str, LazyTensor], wrapper: Sequence[str]) -> bytes:
     return out.getvalue()
 
 
-def _plain(value) -> bytes:
+def _plain(value: Any) -> bytes:
     """The opcodes of a number, a string or a tuple, without memo."""
     buffer = io.BytesIO()
     pickler = pickle._Pickler(buffer, 2)  # type: ignore[attr-defined]

@@ -46,7 +46,7 @@ class Problems:
         if lines:
             raise ConversionError(lines)
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return bool(self._keys)
 
 

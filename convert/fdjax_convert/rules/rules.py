@@ -56,7 +56,7 @@ class Rule:
     transform: Transform = IDENTITY
     alias: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.target, Drop):
             for source in self.sources:
                 re.compile(source)

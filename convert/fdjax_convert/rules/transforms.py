@@ -38,7 +38,7 @@ class Transform:
         return self.to_flax(value, *shapes) if self.shaped else self.to_flax(value)
 
 
-def _same(value):
+def _same(value: Any) -> Any:
     return value
 
 
@@ -55,7 +55,7 @@ def transpose(*axes: int) -> Transform:
     """Flax axis i is published axis `axes[i]`."""
     inverse = tuple(int(axis) for axis in np.argsort(axes))
 
-    def check(array):
+    def check(array: Any) -> Any:
         if array.ndim != len(axes):
             raise ValueError(f"must have {len(axes)} axes, has shape {array.shape}")
         return array
@@ -89,12 +89,12 @@ def chain(*transforms: Transform) -> Transform:
     if any(transform.shaped for transform in first):
         raise ValueError("only the last transform of a chain may take shapes")
 
-    def to_flax(value, *shapes):
+    def to_flax(value: Any, *shapes: tuple[int, ...]) -> Any:
         for transform in first:
             value = transform.to_flax(value)
         return last.apply(value, shapes)
 
-    def to_torch(value):
+    def to_torch(value: Any) -> Any:
         for transform in reversed(transforms):
             value = transform.to_torch(value)
         return value
@@ -115,7 +115,7 @@ def each(transform: Transform) -> Transform:
 def split(count: int, axis: int = 0) -> Transform:
     """One array -> `count` equal parts along `axis` (fused qkv -> q, k, v)."""
 
-    def to_flax(array):
+    def to_flax(array: Any) -> Any:
         if array.shape[axis] % count:
             raise ValueError(
                 f"axis {axis} must be divisible by {count}, shape {array.shape}"
@@ -149,7 +149,7 @@ def stack_heads(count: int) -> Transform:
     axes of heads stand apart, so that the kernel can be cut between heads.
     """
 
-    def to_flax(arrays, shape):
+    def to_flax(arrays: Sequence[Any], shape: tuple[int, ...]) -> Any:
         num_heads, head_dim = shape[-2:]
         rows, *rest = arrays[0].shape
         if rows != num_heads * head_dim:
@@ -161,7 +161,7 @@ def stack_heads(count: int) -> Transform:
         heads = stacked.reshape(count, num_heads, head_dim, *rest)
         return heads.transpose(*range(3, heads.ndim), 0, 1, 2)
 
-    def to_torch(array):
+    def to_torch(array: Any) -> Any:
         heads = array.ndim - 3
         array = array.transpose(heads, heads + 1, heads + 2, *range(heads))
         return tuple(array.reshape(count, -1, *array.shape[3:]))
@@ -191,12 +191,12 @@ def conv_as_matrix(*window: int) -> Transform:
     features are ordered channel first, then the window's axes.
     """
 
-    def to_flax(array):
+    def to_flax(array: Any) -> Any:
         if array.shape[2:] != window:
             raise ValueError(f"the window must be {window}, shape {array.shape}")
         return array.reshape(array.shape[0], -1).T
 
-    def to_torch(array):
+    def to_torch(array: Any) -> Any:
         return array.T.reshape(array.shape[1], -1, *window)
 
     return Transform(f"conv_as_matrix{window}", to_flax, to_torch)
@@ -211,7 +211,7 @@ def regroup(sizes: Sequence[int], order: Sequence[int]) -> Transform:
     sizes, order = tuple(sizes), tuple(order)
     inverse_order = tuple(int(axis) for axis in np.argsort(order))
 
-    def permute(array, grouped_sizes, axes):
+    def permute(array: Any, grouped_sizes: Sequence[int], axes: Sequence[int]) -> Any:
         if array.shape[0] % abs(math.prod(grouped_sizes)):
             raise ValueError(
                 f"axis 0 must be divisible by {abs(math.prod(grouped_sizes))}, "

@@ -7,6 +7,7 @@ own, which leaves the other's keys out.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from fdjax_convert.rules.rules import Drop, Layout, Rule, has_keys, layer
 from fdjax_convert.rules.transforms import CONV2D, Transform, chain
@@ -17,7 +18,7 @@ _DECODER_FIRST = ("decoder.1.weight", "decoder.blocks.1.weight")
 _ENCODER_LAST = ("encoder.17.weight", "encoder.blocks.17.weight")
 
 
-def _last_rows(array):
+def _last_rows(array: Any) -> Any:
     """The last C of the rows of a weight [rows, C, 1, 1], rows a multiple of C."""
     rows, columns = array.shape[:2]
     if rows % columns:

@@ -96,7 +96,7 @@ class TransformerConfig(InstantiateConfig):
     sinks: tuple[int, ...] = (0, 0)
     cache_relative: bool = False
     guidance_scale: float = 1.0
-    slot_multiple: int | None = None
+    slot_multiple: int | None = 1
 
 
 def conditions(batch=1):

@@ -23,6 +23,7 @@ import numpy as np
 
 from fdjax.attention.rope import Rope3D, rope_table
 from fdjax.axes import Array, Params
+from fdjax.streaming.attention import SelfAttentionFn
 from fdjax_models.methods.maze_world import text
 from fdjax_models.methods.maze_world.encoder import control_features
 from fdjax_models.methods.maze_world.training.data import Clip
@@ -117,7 +118,7 @@ class Denoiser:
         _, flow = outputs
         return flow[:, clean.shape[1] :]
 
-    def _two_stream_attention(self, num_chunks: int):
+    def _two_stream_attention(self, num_chunks: int) -> SelfAttentionFn:
         """The self-attention function of both streams."""
         rope = Rope3D(self.config.head_dim, interleaved=True)
         _, rows, columns = self.config.patch_size
@@ -138,7 +139,9 @@ class Denoiser:
         if self.attention == "xla":  # which would keep every score for the gradient
             attend = jax.checkpoint(attend)
 
-        def attention(query: Array, key: Array, value: Array, state: None):
+        def attention(
+            query: Array, key: Array, value: Array, state: None
+        ) -> tuple[None, Array]:
             half = query.shape[1] // 2
             query, key = (
                 jnp.concatenate(

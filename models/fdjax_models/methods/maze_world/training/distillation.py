@@ -12,12 +12,13 @@ after the first frame, so rollouts can be long.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from fdjax.axes import Array, Params
+from fdjax.axes import Array, Params, PyTree
 from fdjax.contract.conditioner import Conditions
 from fdjax.engine.diffusion import DiffusionModel
 from fdjax.schedulers.flow_match import FlowMatchScheduler
@@ -94,7 +95,7 @@ class Distiller:
         image = starts.video.astype(jnp.float32)
         num_chunks = starts.controls.shape[1]
 
-        def step(cache, inputs):
+        def step(cache: PyTree, inputs: Any) -> tuple[PyTree, Array]:
             controls, index, key = inputs
             is_first = index == 0
             mask = (is_first & has_image)[:, None, None, None, None]
@@ -184,7 +185,7 @@ class Distiller:
         shape = pieces.weight.shape
         first = jax.random.normal(keys[0], pieces.latent.shape)
 
-        def step(noisy, inputs):
+        def step(noisy: Array, inputs: Any) -> tuple[Array, Array]:
             level, next_level, key = inputs
             levels = jnp.full(shape, level)
             clean = self._estimate(params, pieces, noisy, levels)

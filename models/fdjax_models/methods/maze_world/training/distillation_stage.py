@@ -43,7 +43,13 @@ def beginnings(
     return dataclasses.replace(clips, video=latent), has_image
 
 
-def _update(loss, params: Params, opt_state: Any, rate: jax.Array, *arguments: Any):
+def _update(
+    loss: Callable[..., Any],
+    params: Params,
+    opt_state: Any,
+    rate: jax.Array,
+    *arguments: Any,
+) -> Any:
     """One optimizer step on (loss, aux); returns params, state, loss and aux."""
     (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, *arguments)
     grads = parallel.mean(grads)
@@ -51,7 +57,7 @@ def _update(loss, params: Params, opt_state: Any, rate: jax.Array, *arguments: A
     return apply(params, updates, rate), opt_state, value, aux
 
 
-def make_steps(settings: Settings):
+def make_steps(settings: Settings) -> Any:
     """Returns a jitted function that makes rollouts and trains on pieces of them.
 
     Its arguments are a state (the model's params and optimizer state, the critic's, and
@@ -61,10 +67,17 @@ def make_steps(settings: Settings):
     """
     distiller = settings.distiller()
 
-    def critic_loss(params, *arguments):
+    def critic_loss(params: Params, *arguments: Any) -> tuple[Any, None]:
         return distiller.critic_loss(params, *arguments), None
 
-    def step(carry, key, cut, base, rate, critic_rate):
+    def step(
+        carry: Any,
+        key: jax.Array,
+        cut: Callable[[jax.Array], Any],
+        base: Params,
+        rate: jax.Array,
+        critic_rate: jax.Array,
+    ) -> tuple[Any, Any]:
         params, opt_state, critic, critic_state, average = carry
         keys = jax.random.split(key, 3)
         pieces = cut(keys[0])
@@ -73,7 +86,7 @@ def make_steps(settings: Settings):
             distiller.generator_loss, params, opt_state, rate, *judges
         )
 
-        def follow(carry, key):
+        def follow(carry: Any, key: jax.Array) -> tuple[Any, Any]:
             *carry, loss, _ = _update(
                 critic_loss, *carry, critic_rate, pieces, made, key
             )
@@ -87,12 +100,19 @@ def make_steps(settings: Settings):
         carry = params, opt_state, critic, critic_state, average
         return carry, (loss, critic_losses.mean())
 
-    def run(carry, base, encoder_params, key, rate, critic_rate):
+    def run(
+        carry: Any,
+        base: Params,
+        encoder_params: Params,
+        key: jax.Array,
+        rate: jax.Array,
+        critic_rate: jax.Array,
+    ) -> tuple[Any, Any]:
         keys = jax.random.split(parallel.own_key(key), 3)
         starts, has_image = beginnings(settings, encoder_params, keys[0])
         rollouts = distiller.rollout(carry[0], starts, has_image, keys[1])
 
-        def cut(key):
+        def cut(key: jax.Array) -> Any:
             batch, chunks = settings.distillation_batch, settings.denoiser_chunks
             return distiller.cut(rollouts, starts, has_image, key, batch, chunks)
 
@@ -118,7 +138,7 @@ def initial_state(params: Params, critic: Params) -> Any:
 def compile_steps(settings: Settings) -> Callable[..., Any]:
     """Compiles the steps of the third stage."""
 
-    def arguments():
+    def arguments() -> Any:
         params = initial_params(settings)
         model = {name: params[name] for name in MODEL}
         return initial_state(model, model), model, params["encoder"]

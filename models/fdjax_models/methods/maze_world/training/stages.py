@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fdjax.axes import Params
+from fdjax.axes import Array, Params
 from fdjax_models.methods.maze_world import sizes
 from fdjax_models.methods.maze_world.conditioner import WordEncoderConfig
 from fdjax_models.methods.maze_world.training import autoencoder, parallel, state
+from fdjax_models.methods.maze_world.training.data import Clip
 from fdjax_models.methods.maze_world.training.denoiser import Denoiser
 from fdjax_models.methods.maze_world.training.journal import (
     Clock,
@@ -143,7 +144,7 @@ def compile_autoencoder(settings: Settings) -> Callable[..., Any]:
         num_steps=settings.steps_per_dispatch,
     )
 
-    def start():
+    def start() -> Any:
         params = initial_params(settings)
         return autoencoder_state({name: params[name] for name in CODEC})
 
@@ -173,7 +174,7 @@ def train_autoencoder(program: Callable[..., Any], run: Run) -> None:
     run.keep(codec={"encoder": folded, "decoder": average["decoder"]})
 
 
-def make_denoiser_steps(settings: Settings, denoiser: Denoiser):
+def make_denoiser_steps(settings: Settings, denoiser: Denoiser) -> Any:
     """Returns a jitted function that trains on random clips of each device's pool.
 
     Its arguments are a state (params, optimizer state, averaged params), the pool's
@@ -183,7 +184,9 @@ def make_denoiser_steps(settings: Settings, denoiser: Denoiser):
     """
     optimizer = make_optimizer()
 
-    def step(carry, clips, key, rate, own_share):
+    def step(
+        carry: Any, clips: Clip, key: Array, rate: Array, own_share: Array
+    ) -> tuple[Any, Any]:
         params, opt_state, average = carry
         key_pick, key_loss = jax.random.split(key)
         shape = (settings.denoiser_batch,)
@@ -197,7 +200,14 @@ def make_denoiser_steps(settings: Settings, denoiser: Denoiser):
         average = optax.incremental_update(params, average, 0.003)
         return (params, opt_state, average), (loss, levels, optax.tree.norm(grads))
 
-    def run(carry, clips, held_out, key, rate, own_share):
+    def run(
+        carry: Any,
+        clips: Clip,
+        held_out: Clip,
+        key: Array,
+        rate: Array,
+        own_share: Array,
+    ) -> tuple[Any, Any]:
         keys = jax.random.split(parallel.own_key(key), settings.steps_per_dispatch)
         carry, logs = jax.lax.scan(
             lambda c, k: step(c, clips, k, rate, own_share),
@@ -223,7 +233,7 @@ def denoiser_state(params: Params, average: Params) -> Any:
 def compile_denoiser(settings: Settings) -> Callable[..., Any]:
     """Compiles the steps of the second stage."""
 
-    def start():
+    def start() -> Any:
         params = initial_params(settings)
         params = {name: params[name] for name in MODEL}
         return denoiser_state(params, params)
