@@ -4,10 +4,9 @@ Pixels are uint8 RGB in [0, 255], `[H, W, 3]` or `[T, H, W, 3]`; models see floa
 point in [-1, 1].
 """
 
+import itertools
 import logging
 import pathlib
-import re
-import subprocess
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +18,6 @@ import numpy as np
 from fdjax.checkpoint import fetch, files
 
 _IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
-_PPM_HEADER = re.compile(rb"P6\s(\d+)\s(\d+)\s255\s")
 _log = logging.getLogger(__name__)
 
 
@@ -33,15 +31,19 @@ def read_image(path: str | pathlib.Path) -> np.ndarray:
         FileNotFoundError: There is no such file.
         ValueError: It is not an image, or it is damaged.
     """
-    from PIL import Image, ImageOps
+    import imageio.v3 as iio
+    from PIL import Image
 
     path = fetch.fetch_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
-                file.load()
-                image = ImageOps.exif_transpose(file)
+            with iio.imopen(path, "r", plugin="pillow") as file:
+                deep = file.metadata(index=0)["mode"].startswith("I;16")
+                # 16 bits are cut to 8 below: Pillow would clip them.
+                mode = None if deep else "RGBA"
+                reader: Any = file
+                pixels = np.asarray(reader.read(index=0, mode=mode, rotate=True))
     except (
         OSError,
         SyntaxError,
@@ -53,70 +55,55 @@ def read_image(path: str | pathlib.Path) -> np.ndarray:
             f"image file {path} cannot be read: {e}. It must be a complete image "
             f"({', '.join(suffix[1:] for suffix in _IMAGE_SUFFIXES)})."
         ) from None
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if np.asarray(image)[..., 3].min() < 255:
-            _log.warning("%s is partly transparent; it is laid over white.", path)
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-    return np.asarray(image.convert("RGB"))
+    if deep:
+        return np.repeat((pixels >> 8).astype(np.uint8)[..., None], 3, axis=-1)
+    colours, alpha = pixels[..., :3], pixels[..., 3:]
+    if alpha.min() == 255:
+        return np.ascontiguousarray(colours)
+    _log.warning("%s is partly transparent; it is laid over white.", path)
+    share = alpha / np.float32(255)
+    return np.rint(colours * share + 255 * (1 - share)).astype(np.uint8)
 
 
 def read_video(path: str | pathlib.Path, max_frames: int | None = None) -> np.ndarray:
     """The frames of a video file, uint8[T, H, W, 3].
 
     Args:
-        path: Any format that ffmpeg reads.
+        path: Any format that FFmpeg's libraries read.
         max_frames: Stop after so many.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It has no frames that can be read.
     """
+    import imageio.v3 as iio
+
     path = fetch.fetch_file(path)
-    command = [
-        *(ffmpeg_executable(), "-loglevel", "error", "-i", str(path)),
-        *(() if max_frames is None else ("-frames:v", str(max_frames))),
-        *("-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "-"),
-    ]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
-    frames = _split_ppm(done.stdout)
-    if done.returncode or not frames:
-        reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ValueError(
-            f"video file {path} cannot be read: {reason or 'it has no frames'}."
-        )
+    try:
+        with iio.imopen(path, "r", plugin="pyav") as file:
+            frames = list(itertools.islice(file.iter(format="rgb24"), max_frames))
+    except (OSError, ValueError, IndexError, StopIteration) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "it has no frames"
+        raise ValueError(f"video file {path} cannot be read: {reason}.") from None
+    if not frames:
+        raise ValueError(f"video file {path} cannot be read: it has no frames.")
     return np.stack(frames)
 
 
-def _split_ppm(data: bytes) -> list[np.ndarray]:
-    """The images of a stream of binary PPM, each `P6 width height 255` and pixels."""
-    frames, start = [], 0
-    while match := _PPM_HEADER.match(data, start):
-        width, height = map(int, match.groups())
-        size = width * height * 3
-        pixels = np.frombuffer(data, np.uint8, size, match.end())
-        frames.append(pixels.reshape(height, width, 3))
-        start = match.end() + size
-    return frames
-
-
-def ffmpeg_executable() -> str:
-    """Path of the ffmpeg that imageio-ffmpeg ships.
+def check_video_encoder() -> None:
+    """Checks that videos can be written.
 
     Raises:
-        RuntimeError: There is none for this platform.
+        RuntimeError: PyAV was built without the encoder.
     """
-    import imageio_ffmpeg
+    import av
 
     try:
-        return imageio_ffmpeg.get_ffmpeg_exe()
-    except RuntimeError as error:
+        av.codec.Codec("libx264", "w")
+    except ValueError:
         raise RuntimeError(
-            f"No ffmpeg to read and write videos with ({error}); install one and point "
-            "the environment variable IMAGEIO_FFMPEG_EXE to it."
+            "PyAV has no encoder libx264 to write videos with; install the wheel of "
+            "the package av in place of your own build."
         ) from None
 
 
@@ -218,10 +205,10 @@ def contact_sheet(frames: Sequence[np.ndarray], columns: int = 4) -> np.ndarray:
 
 def write_png(path: pathlib.Path, image: np.ndarray) -> None:
     """Writes uint8[H, W, 3] as a PNG that appears whole or not at all."""
-    from PIL import Image
+    import imageio.v3 as iio
 
     with files.atomic_output(path) as temporary:
-        Image.fromarray(image).save(temporary, format="PNG")
+        iio.imwrite(temporary, image, plugin="pillow", extension=".png")
 
 
 class FrameSampler:

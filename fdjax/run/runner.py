@@ -209,7 +209,7 @@ class Runner(Component):
         files.check_output_dir(config.output_dir)
         config_lib.to_json(config, classes=plugins.known_classes())
         if self.pipeline.decoder is not None:
-            media.ffmpeg_executable()
+            media.check_video_encoder()
         if config.random_weights:
             _log.warning(
                 "RANDOM WEIGHTS: %s runs untrained; its output means nothing.",

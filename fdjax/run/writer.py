@@ -1,12 +1,11 @@
 """Writes a video while it is made: encoding runs on a thread beside the device."""
 
 import contextlib
+import fractions
 import os
 import pathlib
 import queue
 import signal
-import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -21,6 +20,8 @@ from fdjax.run import media
 _TO_BT709 = (
     "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_inp"
 )
+
+_BT709, _LIMITED = 1, 1  # ITU-T H.273: colours, transfer and matrix; 16 to 235
 
 ChunkListener = Callable[[np.ndarray], None]
 """Is called on the writer's thread with every chunk that arrived on the host."""
@@ -175,8 +176,11 @@ class VideoWriter(_ThreadedWriter):
     """An mp4 that browsers play: H.264, yuv420p, index in front.
 
     Chunks are uint8[T, H, W, 3]; an odd height or width is padded by its last row or
-    column. The colours are tagged BT.709.
+    column. The colours are tagged BT.709, in the stream and in the file.
     """
+
+    # PyAV itself and not imageio's plugin of it, which sets neither colour tags nor
+    # the container's options, and converts colours without the flags.
 
     def __init__(
         self,
@@ -195,13 +199,12 @@ class VideoWriter(_ThreadedWriter):
             on_chunk: Is told of every chunk that was handed to the encoder.
 
         Raises:
-            RuntimeError: There is no ffmpeg.
+            RuntimeError: There is no encoder.
         """
-        self._executable = media.ffmpeg_executable()
-        self._fps = fps
+        media.check_video_encoder()
+        self._rate = fractions.Fraction(fps).limit_denominator(1001)
         self._metadata = dict(metadata or {})
-        self._process: subprocess.Popen | None = None
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115, closed by _discard
+        self._encoder: _Encoder | None = None
         super().__init__(path, on_chunk)
 
     def _consume(self, chunk: np.ndarray) -> None:
@@ -212,56 +215,96 @@ class VideoWriter(_ThreadedWriter):
             )
         pad = [(0, size % 2) for size in chunk.shape[1:3]]
         chunk = np.pad(chunk, [(0, 0), *pad, (0, 0)], mode="edge")
-        if self._process is None:
-            self._process = self._start(*chunk.shape[1:3])
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(np.ascontiguousarray(chunk).data)
-        except BrokenPipeError:
-            self._process.wait()
-            raise RuntimeError(f"ffmpeg stopped: {self._complaint()}") from None
-
-    def _start(self, height: int, width: int) -> subprocess.Popen:
-        tags = [f"{key}={value}" for key, value in self._metadata.items()]
-        command = [
-            *(self._executable, "-y", "-loglevel", "error"),
-            *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"),
-            *("-r", str(self._fps), "-i", "-", "-an"),
-            *("-vf", f"{_TO_BT709},format=yuv420p"),
-            *("-c:v", "libx264", "-crf", "18", "-preset", "veryfast"),
-            *("-colorspace", "bt709", "-color_primaries", "bt709"),
-            *("-color_trc", "bt709", "-color_range", "tv"),
-            *(part for tag in tags for part in ("-metadata", tag)),
-            *("-movflags", "+faststart", str(self.temporary)),
-        ]
-        # A session of its own: Ctrl-C in the terminal must not stop the encoder.
-        return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stderr=self._log, start_new_session=True
-        )
+        with self._explained():
+            if self._encoder is None:
+                size = chunk.shape[1:3]
+                self._encoder = _Encoder(
+                    self.temporary, size, self._rate, self._metadata
+                )
+            for frame in chunk:
+                self._encoder.add(np.ascontiguousarray(frame))
 
     def _finish(self) -> None:
-        assert self._process is not None
-        self._close_pipe(self._process)
-        if self._process.wait() != 0:
-            raise RuntimeError(f"ffmpeg failed: {self._complaint()}")
+        assert self._encoder is not None
+        with self._explained():
+            self._encoder.finish()
 
-    def _complaint(self) -> str:
-        self._log.seek(0)
-        return self._log.read().decode(errors="replace").strip() or "no message"
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Names the file where the encoder only says what went wrong."""
+        try:
+            yield
+        except OSError as error:  # PyAV's own errors derive from it
+            reason = error.strerror or str(error)
+            raise RuntimeError(f"{self.path} cannot be written: {reason}.") from error
 
     def _discard(self) -> None:
-        if self._process is not None:
-            if self._process.poll() is None:
-                self._process.kill()
-                self._process.wait()
-            self._close_pipe(self._process)
-        self._log.close()
+        if self._encoder is not None:
+            self._encoder.close()
         super()._discard()
 
-    def _close_pipe(self, process: subprocess.Popen) -> None:
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
+
+class _Encoder:
+    """Frames uint8[H, W, 3] of one size into an mp4."""
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        size: tuple[int, int],
+        rate: fractions.Fraction,
+        metadata: Mapping[str, str],
+    ):
+        import av
+
+        height, width = size
+        self._container = av.open(
+            str(path), "w", format="mp4", options={"movflags": "faststart"}
+        )
+        self._container.metadata.update(metadata)
+        stream: Any = self._container.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"crf": "18", "preset": "veryfast"}
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED
+        self._stream, self._interval, self._count = stream, 1 / rate, 0
+        self._graph = graph = av.filter.Graph()
+        source = graph.add_buffer(
+            width=width,
+            height=height,
+            format=av.VideoFormat("rgb24"),
+            time_base=self._interval,
+        )
+        scale, arguments = _TO_BT709.split("=", 1)
+        graph.link_nodes(
+            source,
+            graph.add(scale, arguments),
+            graph.add("format", "yuv420p"),
+            graph.add("buffersink"),
+        ).configure()
+
+    def add(self, pixels: np.ndarray) -> None:
+        """Encodes one frame."""
+        import av
+
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        frame.pts, frame.time_base = self._count, self._interval
+        self._count += 1
+        self._graph.push(frame)
+        converted: Any = self._graph.pull()
+        converted.colorspace = converted.color_primaries = _BT709
+        converted.color_trc, converted.color_range = _BT709, _LIMITED
+        self._container.mux(self._stream.encode(converted))
+
+    def finish(self) -> None:
+        """Encodes what waits and completes the file."""
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+    def close(self) -> None:
+        """Lets go of the file, complete or not."""
+        with contextlib.suppress(OSError):
+            self._container.close()
 
 
 @contextlib.contextmanager

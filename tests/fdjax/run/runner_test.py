@@ -309,10 +309,10 @@ def test_a_failed_run_leaves_earlier_outputs(config, monkeypatch):
 
 def test_a_failing_encoder_is_reported(config, monkeypatch):
     def consume(self, chunk):
-        raise RuntimeError("ffmpeg stopped: no space")
+        raise RuntimeError("the encoder stopped: no space")
 
     monkeypatch.setattr(video_writer.VideoWriter, "_consume", consume)
-    with pytest.raises(RuntimeError, match="ffmpeg stopped: no space"):
+    with pytest.raises(RuntimeError, match="the encoder stopped: no space"):
         config.setup().run()
 
 
