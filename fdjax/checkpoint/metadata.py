@@ -73,7 +73,7 @@ class Metadata:
             "weights_hash": weights_hash(self),
             "dtype": self.dtype,
             "num_parameters": self.num_parameters,
-            "fdjax": _version(),
+            "fdjax": installed_version(),
         }
         return json.dumps(tree, indent=1)
 
@@ -189,7 +189,8 @@ def _changed_fields(there: Any, here: Any, prefix: str = "") -> dict[str, tuple]
     return changed
 
 
-def _version() -> str:
+def installed_version() -> str:
+    """Version of fdjax, or words for a clone that is not installed."""
     try:
         return importlib.metadata.version("fdjax")
     except importlib.metadata.PackageNotFoundError:

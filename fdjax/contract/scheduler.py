@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jax.typing import ArrayLike
 
-from fdjax.axes import Array, PyTree
+from fdjax.axes import Array
 from fdjax.config.base import Component, InstantiateConfig
 
 
@@ -149,8 +149,3 @@ def require(config: SchedulerConfig, field: str, holds: bool, requirement: str) 
             f"{type(config).__name__}.{field} must be {requirement}, got "
             f"{getattr(config, field)!r}."
         )
-
-
-def record_at(steps: PyTree, index: int) -> Any:
-    """Entry `index` of a scheduler's records, for loops in Python."""
-    return type(steps)(*(np.asarray(column)[index] for column in steps))

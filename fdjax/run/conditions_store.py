@@ -12,7 +12,6 @@ prompt finds it and never loads the encoder.
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -27,6 +26,7 @@ import numpy as np
 
 from fdjax.axes import Array, Params, PyTree
 from fdjax.checkpoint import address, files, safetensors_format, store
+from fdjax.checkpoint.metadata import installed_version
 from fdjax.config import config_hash
 from fdjax.contract.conditioner import ConditionEncoder, Conditioner
 
@@ -189,7 +189,7 @@ def _identity(encoder: ConditionEncoder) -> Any:
             sources[field.name] = [os.fspath(value), _stamps(address.local_path(value))]
     return {
         "format": _FORMAT,
-        "fdjax": importlib.metadata.version("fdjax"),
+        "fdjax": installed_version(),
         "config": config_hash(config),
         "sources": sources,
     }

@@ -426,6 +426,8 @@ def test_locks_exclude_other_processes(tmp_path):
 
 def test_our_own_files_need_no_converter_wherever_they_are(tmp_path, monkeypatch):
     monkeypatch.setattr(load, "_converters", lambda: [])
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)  # the server is this process
     monkeypatch.setenv("FDJAX_CACHE_DIR", str(tmp_path / "cache"))
     params = make().init_params(jax.random.key(0))
     checkpoint.save(tmp_path / "p.safetensors", params, component=make())

@@ -24,7 +24,6 @@ from fdjax.config import (
     from_json,
     to_json,
 )
-from fdjax.config import values as config_values
 from fdjax.config.docs import field_docs
 
 
@@ -453,94 +452,3 @@ def test_field_docs_of_a_class_without_source_are_empty():
     space = {"InstantiateConfig": InstantiateConfig, "__name__": "made_up"}
     exec("class Made(InstantiateConfig):\n    x: int = 3\n    '''Text.'''", space)
     assert set(field_docs(space["Made"])) == {"_target"}
-
-
-@pytest.mark.parametrize(
-    ("text", "annotation", "value"),
-    [
-        ("3", int, 3),
-        ("-3", int | None, -3),
-        ("None", int | None, None),
-        ("None", str, "None"),
-        ("3", float, 3.0),
-        ("1e-3", float, 1e-3),
-        ("TRUE", bool, True),
-        ("0", bool, False),
-        ("a b", str, "a b"),
-        ("", str, ""),
-        ("a/b", pathlib.Path, pathlib.Path("a/b")),
-        ("a", str | pathlib.Path, "a"),
-        ("3", int | str, 3),
-        ("x", int | str, "x"),
-        ("1,2", tuple[int, ...], (1, 2)),
-        ("(1, 2,)", tuple[int, ...], (1, 2)),
-        ("()", tuple[int, ...], ()),
-        ("", tuple[int, ...], ()),
-        ("None", tuple[int, ...] | None, None),
-        ("7", tuple[int, ...] | None, (7,)),
-        ("[(1, 2), (3, 4)]", tuple[tuple[int, int], ...], ((1, 2), (3, 4))),
-        ("a,b", tuple[str, ...], ("a", "b")),
-        ("EXACT", Mode, Mode.EXACT),
-        ("exact", Mode, Mode.EXACT),
-        ("family", Literal["sport", "family"], "family"),
-        ("2", Literal[1, 2], 2),
-        ("float32", DTypeName, "float32"),
-        ("bfloat16", DTypeName | None, "bfloat16"),
-        ("None", DTypeName | None, None),
-    ],
-)
-def test_parse(text, annotation, value):
-    parsed = config_values.parse(text, annotation)
-    assert parsed == value
-    assert isinstance(parsed, type(value))
-    assert config_values.matches(parsed, annotation)
-    assert config_values.can_parse(annotation, None)
-
-
-@pytest.mark.parametrize(
-    ("text", "current", "value"),
-    [
-        ("3", 1, 3),
-        ("3", "a", "3"),
-        ("None", None, None),
-        ("None", 3, None),
-        ("3,4,5", (1, 2), (3, 4, 5)),
-    ],
-)
-def test_parse_goes_by_the_present_value_where_any_is_allowed(text, current, value):
-    assert config_values.parse(text, Any, current) == value
-
-
-def test_parse_gives_no_config():
-    with pytest.raises(ValueError, match="must be None, got 'x'"):
-        config_values.parse("x", Any, None)
-
-
-@pytest.mark.parametrize(
-    ("text", "annotation", "message"),
-    [
-        ("x", int, "must be int, got 'x'"),
-        ("3.5", int | None, "must be int or None, got '3.5'"),
-        ("None", int, "must be int, got 'None'"),
-        ("maybe", bool, "must be true or false, got 'maybe'"),
-        ("1,2,3", tuple[int, int], r"must be tuple \(int, int\), got '1,2,3'"),
-        ("1,x", tuple[int, ...], "must be int, got 'x'"),
-        ("FSAT", Mode, "must be one of FAST, EXACT, got 'FSAT'; did you mean 'FAST'"),
-        ("sprot", Literal["sport"], "must be one of 'sport'.*did you mean 'sport'"),
-        (
-            "flaot32",
-            DTypeName,
-            "must be the name of a dtype, got 'flaot32'; did you me",
-        ),
-        ("f4", DTypeName, "must be the name of a dtype, got 'f4'"),
-        ("", pathlib.Path, "must be a path"),
-    ],
-)
-def test_parse_says_what_is_required(text, annotation, message):
-    with pytest.raises(ValueError, match=message):
-        config_values.parse(text, annotation)
-
-
-def test_did_you_mean():
-    assert config_values.did_you_mean("sede", ["seed", "x"]) == "; did you mean 'seed'?"
-    assert config_values.did_you_mean("q", ["seed"]) == ""
