@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -84,6 +85,8 @@ def denoise(
         ) -> tuple[tuple[PyTree, Any], None]:
             (carry, solver), (record, draw) = state, inputs
             carry, flow = predict(carry, solver.latent, record.timestep)
+            # A flow that broadcasts would give a latent, and a wrong one.
+            chex.assert_equal_shape([flow, solver.latent])
             return (carry, scheduler.update(solver, record, flow, draw)), None
 
         records = jax.tree.map(lambda column: column[first:last], steps)  # noqa: B023
@@ -203,6 +206,7 @@ class DiffusionModel(Component):
         )
         cache, residue = transformer.release(workspace)
         clean = transformer.postprocess(residue, latent)
+        chex.assert_shape(clean, latent.shape)
         return cache, FinalState(clean=clean, residue=residue)
 
     def finalize(

@@ -22,71 +22,131 @@ _log = logging.getLogger(__name__)
 
 
 def read_image(path: str | pathlib.Path) -> np.ndarray:
-    """An image file as uint8[H, W, 3].
+    """An image file as uint8[H, W, 3]; of an animation the first frame.
 
     Transparent pixels are laid over white, with a warning in the log. The orientation
     in EXIF data is applied.
+
+    Args:
+        path: Any format that Pillow reads: the content decides, not the name.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is not an image, or it is damaged.
     """
-    import imageio.v3 as iio
+    path = fetch.fetch_file(path)
+    image = _decode_image(path)
+    if image is None:
+        raise ValueError(
+            f"image file {path} cannot be read: it is no image that Pillow knows "
+            "(PNG, JPEG, WebP, TIFF, …)."
+        )
+    return image
+
+
+def read_first_frame(path: str | pathlib.Path) -> np.ndarray:
+    """An image, or the first frame of a video, uint8[H, W, 3].
+
+    The content decides which of the two a file is, not its name.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read.
+    """
+    image = _decode_image(fetch.fetch_file(path))
+    return read_video(path, max_frames=1)[0] if image is None else image
+
+
+def _decode_image(path: pathlib.Path) -> np.ndarray | None:
+    """The image in a file, uint8[H, W, 3]; None if there is no image in it.
+
+    Raises:
+        ValueError: It is damaged, or too large to be meant.
+    """
     from PIL import Image
 
-    path = fetch.fetch_file(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _open(path, "pillow") as file:
+            if file is None:
+                return None
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with iio.imopen(path, "r", plugin="pillow") as file:
-                deep = file.metadata(index=0)["mode"].startswith("I;16")
-                # 16 bits are cut to 8 below: Pillow would clip them.
-                mode = None if deep else "RGBA"
-                reader: Any = file
-                pixels = np.asarray(reader.read(index=0, mode=mode, rotate=True))
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        Warning,
-        Image.DecompressionBombError,
-    ) as e:
+            deep = file.metadata(index=0)["mode"].startswith("I;16")
+            image = file.read(index=0, mode=None if deep else "RGBA")
+            # imageio's own rotation confuses the axes of gray images read as colour.
+            orientation = file.metadata(index=0, exclude_applied=False).get(
+                "Orientation"
+            )
+    except (OSError, SyntaxError, ValueError, Warning) as error:
         raise ValueError(
-            f"image file {path} cannot be read: {e}. It must be a complete image "
-            f"({', '.join(suffix[1:] for suffix in _IMAGE_SUFFIXES)})."
+            f"image file {path} cannot be read: {error.__cause__ or error}. It must be "
+            "a complete image."
         ) from None
+    turns, mirrored = _ORIENTATIONS.get(orientation, (0, False))
+    image = np.rot90(image, turns)
+    image = image[:, ::-1] if mirrored else image
     if deep:
-        return np.repeat((pixels >> 8).astype(np.uint8)[..., None], 3, axis=-1)
-    colours, alpha = pixels[..., :3], pixels[..., 3:]
-    if alpha.min() == 255:
-        return np.ascontiguousarray(colours)
-    _log.warning("%s is partly transparent; it is laid over white.", path)
-    share = alpha / np.float32(255)
-    return np.rint(colours * share + 255 * (1 - share)).astype(np.uint8)
+        return np.repeat((image >> 8).astype(np.uint8)[..., None], 3, axis=-1)
+    if image[..., 3].min() < 255:
+        _log.warning("%s is partly transparent; it is laid over white.", path)
+        white = Image.new("RGBA", (image.shape[1], image.shape[0]), "white")
+        over = Image.fromarray(np.ascontiguousarray(image))
+        image = np.asarray(Image.alpha_composite(white, over))
+    return np.ascontiguousarray(image[..., :3])
+
+
+@contextlib.contextmanager
+def _open(path: pathlib.Path, plugin: str) -> Iterator[Any]:
+    """A file, opened by a plugin of imageio; None if that knows no such format."""
+    import imageio.v3 as iio
+    from imageio.core.request import InitializationError
+
+    # Not by its name, in which imageio looks for addresses, archives and formats.
+    with path.open("rb") as file:
+        is_mpeg = file.read(len(_MPEG_START)) == _MPEG_START
+        file.seek(0)
+        if is_mpeg and plugin == "pillow":
+            yield None
+            return
+        try:
+            opened = iio.imopen(file, "r", plugin=plugin)
+        except OSError as error:
+            if not isinstance(error.__cause__, InitializationError):
+                raise
+            opened = None
+        with opened or contextlib.nullcontext():
+            yield opened
 
 
 def read_video(path: str | pathlib.Path, max_frames: int | None = None) -> np.ndarray:
     """The frames of a video file, uint8[T, H, W, 3].
 
     Args:
-        path: Any format that FFmpeg's libraries read.
+        path: Any format that ffmpeg reads: the content decides, not the name.
         max_frames: Stop after so many.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It has no frames that can be read.
     """
-    import imageio.v3 as iio
+    import av
 
     path = fetch.fetch_file(path)
+    # PyAV's own conversion to RGB halves the resolution of chroma with less care.
+    to_rgb = [("scale", "flags=bicubic"), ("format", "pix_fmts=rgb24")]
+    frames = []
     try:
-        with iio.imopen(path, "r", plugin="pyav") as file:
-            frames = list(itertools.islice(file.iter(format="rgb24"), max_frames))
-    except (OSError, ValueError, IndexError, StopIteration) as error:
-        reason = getattr(error, "strerror", None) or str(error) or "it has no frames"
-        raise ValueError(f"video file {path} cannot be read: {reason}.") from None
+        with _open(path, "pyav") as file:
+            if file is not None:
+                stream = file.iter(filter_sequence=to_rgb, thread_type="FRAME")
+                frames = list(itertools.islice(stream, max_frames))
+    except (OSError, ValueError, av.FFmpegError) as error:
+        raise ValueError(
+            f"video file {path} cannot be read: {error.__cause__ or error}."
+        ) from None
     if not frames:
-        raise ValueError(f"video file {path} cannot be read: it has no frames.")
+        raise ValueError(
+            f"video file {path} cannot be read: ffmpeg finds no frames in it."
+        )
     return np.stack(frames)
 
 
@@ -94,31 +154,15 @@ def check_video_encoder() -> None:
     """Checks that videos can be written.
 
     Raises:
-        RuntimeError: PyAV was built without the encoder.
+        RuntimeError: PyAV has no H.264 encoder.
     """
     import av
 
-    try:
-        av.codec.Codec("libx264", "w")
-    except ValueError:
+    if "libx264" not in av.codecs_available:
         raise RuntimeError(
-            "PyAV has no encoder libx264 to write videos with; install the wheel of "
-            "the package av in place of your own build."
-        ) from None
-
-
-def read_first_frame(path: str | pathlib.Path) -> np.ndarray:
-    """An image, or the first frame of a video, uint8[H, W, 3].
-
-    A file that has no image suffix is a video, as in NVIDIA/flashdreams.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It cannot be read.
-    """
-    if pathlib.Path(path).suffix.lower() in _IMAGE_SUFFIXES:
-        return read_image(path)
-    return read_video(path, max_frames=1)[0]
+            "PyAV has no encoder libx264 to write videos with; install its wheel: "
+            "pip install --force-reinstall av"
+        )
 
 
 def resize(
