@@ -18,135 +18,91 @@ import numpy as np
 from fdjax.checkpoint import fetch, files
 
 _IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+_ORIENTATIONS = {
+    2: (0, True),
+    3: (2, False),
+    4: (2, True),
+    5: (3, True),
+    6: (3, False),
+    7: (1, True),
+    8: (1, False),
+}
+"""EXIF orientation: quarter turns to the left, then mirrored from left to right."""
+
 _log = logging.getLogger(__name__)
 
 
 def read_image(path: str | pathlib.Path) -> np.ndarray:
-    """An image file as uint8[H, W, 3]; of an animation the first frame.
+    """An image file as uint8[H, W, 3].
 
     Transparent pixels are laid over white, with a warning in the log. The orientation
     in EXIF data is applied.
-
-    Args:
-        path: Any format that Pillow reads: the content decides, not the name.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is not an image, or it is damaged.
     """
-    path = fetch.fetch_file(path)
-    image = _decode_image(path)
-    if image is None:
-        raise ValueError(
-            f"image file {path} cannot be read: it is no image that Pillow knows "
-            "(PNG, JPEG, WebP, TIFF, …)."
-        )
-    return image
-
-
-def read_first_frame(path: str | pathlib.Path) -> np.ndarray:
-    """An image, or the first frame of a video, uint8[H, W, 3].
-
-    The content decides which of the two a file is, not its name.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It cannot be read.
-    """
-    image = _decode_image(fetch.fetch_file(path))
-    return read_video(path, max_frames=1)[0] if image is None else image
-
-
-def _decode_image(path: pathlib.Path) -> np.ndarray | None:
-    """The image in a file, uint8[H, W, 3]; None if there is no image in it.
-
-    Raises:
-        ValueError: It is damaged, or too large to be meant.
-    """
+    import imageio.v3 as iio
     from PIL import Image
 
+    path = fetch.fetch_file(path)
     try:
-        with warnings.catch_warnings(), _open(path, "pillow") as file:
-            if file is None:
-                return None
+        with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            deep = file.metadata(index=0)["mode"].startswith("I;16")
-            image = file.read(index=0, mode=None if deep else "RGBA")
-            # imageio's own rotation confuses the axes of gray images read as colour.
-            orientation = file.metadata(index=0, exclude_applied=False).get(
-                "Orientation"
-            )
-    except (OSError, SyntaxError, ValueError, Warning) as error:
+            with iio.imopen(path, "r", plugin="pillow") as file:
+                deep = file.metadata(index=0)["mode"].startswith("I;16")
+                # 16 bits are cut to 8 below: Pillow would clip them.
+                mode = None if deep else "RGBA"
+                reader: Any = file
+                pixels = np.asarray(reader.read(index=0, mode=mode))
+                # imageio's own rotation takes the wrong axis of gray ones read as RGBA.
+                stored = file.metadata(index=0, exclude_applied=False)
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Warning,
+        Image.DecompressionBombError,
+    ) as e:
         raise ValueError(
-            f"image file {path} cannot be read: {error.__cause__ or error}. It must be "
-            "a complete image."
+            f"image file {path} cannot be read: {e}. It must be a complete image "
+            f"({', '.join(suffix[1:] for suffix in _IMAGE_SUFFIXES)})."
         ) from None
-    turns, mirrored = _ORIENTATIONS.get(orientation, (0, False))
-    image = np.rot90(image, turns)
-    image = image[:, ::-1] if mirrored else image
+    turns, mirrored = _ORIENTATIONS.get(stored.get("Orientation", 1), (0, False))
+    pixels = np.rot90(pixels, turns)
+    pixels = pixels[:, ::-1] if mirrored else pixels
     if deep:
-        return np.repeat((image >> 8).astype(np.uint8)[..., None], 3, axis=-1)
-    if image[..., 3].min() < 255:
-        _log.warning("%s is partly transparent; it is laid over white.", path)
-        white = Image.new("RGBA", (image.shape[1], image.shape[0]), "white")
-        over = Image.fromarray(np.ascontiguousarray(image))
-        image = np.asarray(Image.alpha_composite(white, over))
-    return np.ascontiguousarray(image[..., :3])
-
-
-@contextlib.contextmanager
-def _open(path: pathlib.Path, plugin: str) -> Iterator[Any]:
-    """A file, opened by a plugin of imageio; None if that knows no such format."""
-    import imageio.v3 as iio
-    from imageio.core.request import InitializationError
-
-    # Not by its name, in which imageio looks for addresses, archives and formats.
-    with path.open("rb") as file:
-        is_mpeg = file.read(len(_MPEG_START)) == _MPEG_START
-        file.seek(0)
-        if is_mpeg and plugin == "pillow":
-            yield None
-            return
-        try:
-            opened = iio.imopen(file, "r", plugin=plugin)
-        except OSError as error:
-            if not isinstance(error.__cause__, InitializationError):
-                raise
-            opened = None
-        with opened or contextlib.nullcontext():
-            yield opened
+        return np.repeat((pixels >> 8).astype(np.uint8)[..., None], 3, axis=-1)
+    colours, alpha = pixels[..., :3], pixels[..., 3:]
+    if alpha.min() == 255:
+        return np.ascontiguousarray(colours)
+    _log.warning("%s is partly transparent; it is laid over white.", path)
+    share = alpha / np.float32(255)
+    return np.rint(colours * share + 255 * (1 - share)).astype(np.uint8)
 
 
 def read_video(path: str | pathlib.Path, max_frames: int | None = None) -> np.ndarray:
     """The frames of a video file, uint8[T, H, W, 3].
 
     Args:
-        path: Any format that ffmpeg reads: the content decides, not the name.
+        path: Any format that FFmpeg's libraries read.
         max_frames: Stop after so many.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It has no frames that can be read.
     """
-    import av
+    import imageio.v3 as iio
 
     path = fetch.fetch_file(path)
-    # PyAV's own conversion to RGB halves the resolution of chroma with less care.
-    to_rgb = [("scale", "flags=bicubic"), ("format", "pix_fmts=rgb24")]
-    frames = []
     try:
-        with _open(path, "pyav") as file:
-            if file is not None:
-                stream = file.iter(filter_sequence=to_rgb, thread_type="FRAME")
-                frames = list(itertools.islice(stream, max_frames))
-    except (OSError, ValueError, av.FFmpegError) as error:
-        raise ValueError(
-            f"video file {path} cannot be read: {error.__cause__ or error}."
-        ) from None
+        with iio.imopen(path, "r", plugin="pyav") as file:
+            frames = list(itertools.islice(file.iter(format="rgb24"), max_frames))
+    except (OSError, ValueError, IndexError, StopIteration) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "it has no frames"
+        raise ValueError(f"video file {path} cannot be read: {reason}.") from None
     if not frames:
-        raise ValueError(
-            f"video file {path} cannot be read: ffmpeg finds no frames in it."
-        )
+        raise ValueError(f"video file {path} cannot be read: it has no frames.")
     return np.stack(frames)
 
 
@@ -154,15 +110,31 @@ def check_video_encoder() -> None:
     """Checks that videos can be written.
 
     Raises:
-        RuntimeError: PyAV has no H.264 encoder.
+        RuntimeError: PyAV was built without the encoder.
     """
     import av
 
-    if "libx264" not in av.codecs_available:
+    try:
+        av.codec.Codec("libx264", "w")
+    except ValueError:
         raise RuntimeError(
-            "PyAV has no encoder libx264 to write videos with; install its wheel: "
-            "pip install --force-reinstall av"
-        )
+            "PyAV has no encoder libx264 to write videos with; install the wheel of "
+            "the package av in place of your own build."
+        ) from None
+
+
+def read_first_frame(path: str | pathlib.Path) -> np.ndarray:
+    """An image, or the first frame of a video, uint8[H, W, 3].
+
+    A file that has no image suffix is a video, as in NVIDIA/flashdreams.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read.
+    """
+    if pathlib.Path(path).suffix.lower() in _IMAGE_SUFFIXES:
+        return read_image(path)
+    return read_video(path, max_frames=1)[0]
 
 
 def resize(

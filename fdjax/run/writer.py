@@ -267,6 +267,7 @@ class _Encoder:
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED
+        context.thread_type = "FRAME"  # slices, PyAV's default, compress less well
         self._stream, self._interval, self._count = stream, 1 / rate, 0
         self._graph = graph = av.filter.Graph()
         source = graph.add_buffer(

@@ -337,6 +337,27 @@ def test_ctrl_c_while_the_file_is_completed_waits_for_it(tmp_path, monkeypatch):
     assert len(media.read_video(path)) == 3
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "I;16"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_of_every_kind_of_image(tmp_path, mode, orientation):
+    from PIL import Image, ImageOps
+
+    gray = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
+    image = Image.fromarray(gray)
+    if mode == "I;16":
+        image = Image.fromarray(gray.astype(np.uint16) << 8)
+    elif mode != "L":
+        image = image.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "a.png", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / "a.png"))
+    if mode == "I;16":
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    expected = np.asarray(upright.convert("RGB"))
+    np.testing.assert_array_equal(media.read_image(tmp_path / "a.png"), expected)
+
+
 def test_no_chunks_make_no_file(tmp_path):
     write(tmp_path / "a.mp4", [])
     assert list(tmp_path.iterdir()) == []
