@@ -367,8 +367,8 @@ def run(name, component):
         return load.write(opened, big.LAYOUT, conversion, path / name, component)
     return placing.place(conversion, placement.leaf_shardings(shapes, None))
 run('small', big.Big(big.SMALL))  # imports, thread pools and programs
-def rss():
-    return int(open('/proc/self/status').read().split('VmRSS:')[1].split()[0]) * 1024
+def rss():  # without pages of mapped files, which the system may drop at any time
+    return int(open('/proc/self/status').read().split('RssAnon:')[1].split()[0]) * 1024
 before, peak, done = rss(), [0], []
 def watch():
     while not done:
@@ -399,10 +399,12 @@ def test_peak_memory_is_a_few_tensors_not_the_checkpoint(tmp_path, way, kept):
         [sys.executable, "-c", _MEASURE, ":".join(sys.path), way, str(tmp_path)],
         capture_output=True,
         text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        # glibc then gives a freed tensor back at once, and what is measured is in use.
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "MALLOC_MMAP_THRESHOLD_": "1000000"},
     )
     assert result.returncode == 0, result.stderr
-    assert 1 << 20 < int(result.stdout) - kept < 60 << 20
+    used = int(result.stdout) - kept
+    assert 1 << 20 < used < 32 << 20, used
 
 
 # --- several devices --------------------------------------------------------------
