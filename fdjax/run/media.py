@@ -17,7 +17,9 @@ import numpy as np
 
 from fdjax.checkpoint import fetch, files
 
-_IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+# JPEG includes MPO. No EPS, which Pillow reads by running Ghostscript; no MPEG, which
+# is video.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _ORIENTATIONS = {
     2: (0, True),
     3: (2, False),
@@ -46,6 +48,11 @@ def read_image(path: str | pathlib.Path) -> np.ndarray:
     from PIL import Image
 
     path = fetch.fetch_file(path)
+    if not _is_image(path):
+        raise ValueError(
+            f"image file {path} cannot be read: it is none of {', '.join(_FORMATS)}, "
+            "or damaged."
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -66,7 +73,7 @@ def read_image(path: str | pathlib.Path) -> np.ndarray:
     ) as e:
         raise ValueError(
             f"image file {path} cannot be read: {e}. It must be a complete image "
-            f"({', '.join(suffix[1:] for suffix in _IMAGE_SUFFIXES)})."
+            f"({', '.join(_FORMATS)})."
         ) from None
     turns, mirrored = _ORIENTATIONS.get(stored.get("Orientation", 1), (0, False))
     pixels = np.rot90(pixels, turns)
@@ -81,8 +88,26 @@ def read_image(path: str | pathlib.Path) -> np.ndarray:
     return np.rint(colours * share + 255 * (1 - share)).astype(np.uint8)
 
 
+def _is_image(path: pathlib.Path) -> bool:
+    """Whether the beginning of a file is that of an image; its name does not matter."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS):
+                return True
+    except UnidentifiedImageError:
+        return False
+    except Image.DecompressionBombError:
+        return True  # reading it says so
+
+
 def read_video(path: str | pathlib.Path, max_frames: int | None = None) -> np.ndarray:
-    """The frames of a video file, uint8[T, H, W, 3].
+    """The frames of a video file as they are shown, uint8[T, H, W, 3].
+
+    A camera that was held upright stores frames that lie on their side, and a matrix
+    that turns them; it is applied.
 
     Args:
         path: Any format that FFmpeg's libraries read.
@@ -96,6 +121,9 @@ def read_video(path: str | pathlib.Path, max_frames: int | None = None) -> np.nd
 
     path = fetch.fetch_file(path)
     try:
+        # Twice: imageio gives a frame's side data or its pixels, and goes on.
+        with iio.imopen(path, "r", plugin="pyav") as file:
+            matrix = file.metadata(index=0).get("DISPLAYMATRIX")
         with iio.imopen(path, "r", plugin="pyav") as file:
             frames = list(itertools.islice(file.iter(format="rgb24"), max_frames))
     except (OSError, ValueError, IndexError, StopIteration) as error:
@@ -103,7 +131,28 @@ def read_video(path: str | pathlib.Path, max_frames: int | None = None) -> np.nd
         raise ValueError(f"video file {path} cannot be read: {reason}.") from None
     if not frames:
         raise ValueError(f"video file {path} cannot be read: it has no frames.")
-    return np.stack(frames)
+    try:
+        video = np.stack(frames)
+    except ValueError:
+        sizes = sorted({frame.shape[:2] for frame in frames})
+        raise ValueError(
+            f"video file {path} cannot be read: its frames have several sizes, {sizes}."
+        ) from None
+    return video if matrix is None else _shown(video, matrix)
+
+
+def _shown(video: np.ndarray, matrix: bytes) -> np.ndarray:
+    """Applies an ISO 14496-12 matrix [[a, b, .], [c, d, .], .] of quarter turns.
+
+    Column x and row y of what is stored appear at (a x + c y, b x + d y).
+    """
+    # int32 of the machine, as FFmpeg's libraries give it.
+    a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32)
+    if abs(b) > abs(a):
+        video, a, d = video.swapaxes(1, 2), c, b
+    video = video[:, ::-1] if d < 0 else video
+    video = video[:, :, ::-1] if a < 0 else video
+    return np.ascontiguousarray(video)
 
 
 def check_video_encoder() -> None:
@@ -126,15 +175,22 @@ def check_video_encoder() -> None:
 def read_first_frame(path: str | pathlib.Path) -> np.ndarray:
     """An image, or the first frame of a video, uint8[H, W, 3].
 
-    A file that has no image suffix is a video, as in NVIDIA/flashdreams.
+    The content decides which of the two a file is, and not its name: one without an
+    ending, or a URL with a query, may be either.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It cannot be read.
     """
-    if pathlib.Path(path).suffix.lower() in _IMAGE_SUFFIXES:
+    path = fetch.fetch_file(path)
+    if _is_image(path):
         return read_image(path)
-    return read_video(path, max_frames=1)[0]
+    try:
+        return read_video(path, max_frames=1)[0]
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is neither a whole image nor a video: {error}"
+        ) from None
 
 
 def resize(

@@ -116,13 +116,18 @@ class OutputWriter:
         self._stack = contextlib.ExitStack()
 
     def write(self, chunk: PyTree) -> None:
-        """Takes the output of the next chunk; returns before it is on the host."""
+        """Takes the output of the next chunk; waits for nothing."""
         if not self._writers:
             self._open(chunk)
         leaves = jax.tree.leaves(chunk)
         pixels = [media.to_uint8(x) if self._is_video(x) else x for x in leaves]
         for part, file in self._writers:
             file.write(part.pick(pixels))
+
+    def wait(self) -> None:
+        """Waits while any file has too many chunks left."""
+        for _, file in self._writers:
+            file.wait()
 
     def __enter__(self) -> "OutputWriter":
         self._stack.__enter__()

@@ -290,6 +290,8 @@ class Runner(Component):
             cache = self.pipeline.finalize(
                 params, cache, donate=True, profiler=profiler
             )
+            # Not before the commit was begun: the device works while the host waits.
+            writer.wait()
             if profiler is not None:
                 report.stages.append(profiler.stats())
 

@@ -4,6 +4,7 @@ import contextlib
 import fractions
 import os
 import pathlib
+import platform
 import queue
 import signal
 import threading
@@ -21,6 +22,11 @@ _TO_BT709 = (
     "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_inp"
 )
 
+# x264's AVX-512 code of mbtree reads memory that nothing has written (core 165, seen
+# with MALLOC_PERTURB_): the same frames then give another file from call to call. AVX,
+# which jaxlib requires, is exact and no slower here.
+_X264 = {"x264-params": "asm=MMX2,SSE2Fast,SSSE3,SSE4.2,AVX"}
+
 _BT709, _LIMITED = 1, 1  # ITU-T H.273: colours, transfer and matrix; 16 to 235
 
 ChunkListener = Callable[[np.ndarray], None]
@@ -31,7 +37,13 @@ class ChunkWriter(Protocol):
     """Takes the chunks of a rollout and makes one file of them."""
 
     def write(self, chunk: Any) -> None:
-        """Takes the next chunk; returns before it is on the host."""
+        """Takes the next chunk; waits for nothing."""
+
+    def wait(self) -> None:
+        """Waits while too many chunks are not written yet.
+
+        Apart from `write`, so that the device can be given more to do in between.
+        """
 
     def __enter__(self) -> "ChunkWriter":
         """Starts."""
@@ -45,9 +57,17 @@ class NullWriter:
 
     paths: tuple[pathlib.Path, ...] = ()
 
+    def __init__(self) -> None:
+        self._chunk: Any = None
+
     def write(self, chunk: Any) -> None:
+        """Takes the next chunk."""
+        self._chunk = chunk
+
+    def wait(self) -> None:
         """Waits for the chunk."""
-        jax.block_until_ready(chunk)
+        jax.block_until_ready(self._chunk)
+        self._chunk = None
 
     def __enter__(self) -> "NullWriter":
         return self
@@ -59,8 +79,8 @@ class NullWriter:
 class _ThreadedWriter:
     """Moves chunks to the host and `_consume`s them, both on a thread.
 
-    At most `queue_size` chunks wait; then `write` blocks, so that the device does not
-    run ahead without bound.
+    While more than `queue_size` chunks are left, `wait` blocks, so that the device does
+    not run ahead without bound.
     """
 
     def __init__(
@@ -72,35 +92,46 @@ class _ThreadedWriter:
         self.path = path
         self.temporary = files.temporary_path(path)
         self._on_chunk = on_chunk
-        self._queue: queue.Queue = queue.Queue(queue_size)
+        self._queue: queue.Queue = queue.Queue()
+        self._queue_size, self._left = queue_size, 0
+        self._taken = threading.Condition()
         self._error: BaseException | None = None
         self._empty = True
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def write(self, chunk: Any) -> None:
-        """Takes the next chunk, a numpy or jax array.
+        """Takes the next chunk, a numpy or jax array; waits for nothing.
 
         Raises:
+            OSError: An earlier chunk could not be written; names the file.
             RuntimeError: Writing an earlier chunk failed.
         """
         self._check()
         if isinstance(chunk, jax.Array):
             chunk.copy_to_host_async()
+        with self._taken:
+            self._left += 1
         self._queue.put(chunk)
+
+    def wait(self) -> None:
+        """Waits until at most `queue_size` chunks are left."""
+        with self._taken:
+            self._taken.wait_for(lambda: self._left <= self._queue_size)
 
     def close(self) -> None:
         """Writes what waits and gives the file its own name; no chunks, no file.
 
         Raises:
-            RuntimeError: Writing failed; the temporary file is removed.
+            OSError, RuntimeError: Writing failed; the temporary file is removed.
         """
         with _delayed_interrupt():
             try:
                 self._stop()
                 self._check()
                 if not self._empty:
-                    self._finish()
+                    with self._explained():
+                        self._finish()
                     os.replace(self.temporary, self.path)
             finally:
                 self._discard()
@@ -124,11 +155,15 @@ class _ThreadedWriter:
 
     def _work(self) -> None:
         while (chunk := self._queue.get()) is not None:
+            with self._taken:
+                self._left -= 1
+                self._taken.notify_all()
             if self._error is not None:
-                continue  # keep emptying the queue: write() may be waiting for room
+                continue  # keep emptying the queue: wait() may be waiting for room
             try:
                 chunk = np.asarray(chunk)
-                self._consume(chunk)
+                with self._explained():
+                    self._consume(chunk)
                 self._empty = False
                 if self._on_chunk is not None:
                     self._on_chunk(chunk)
@@ -143,6 +178,16 @@ class _ThreadedWriter:
     def _check(self) -> None:
         if self._error is not None:
             raise self._error
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Names the file where the system only says what went wrong."""
+        try:
+            yield
+        except OSError as error:  # PyAV's own errors derive from it
+            reason = error.strerror or str(error)
+            message = f"{self.path} cannot be written: {reason}"
+            raise OSError(error.errno, message) from error
 
     def _consume(self, chunk: np.ndarray) -> None:
         raise TypeError(f"{type(self).__name__} must define _consume")
@@ -213,30 +258,19 @@ class VideoWriter(_ThreadedWriter):
                 "A chunk of video must be uint8[T, H, W, 3], got "
                 f"{chunk.dtype}{list(chunk.shape)}."
             )
-        pad = [(0, size % 2) for size in chunk.shape[1:3]]
-        chunk = np.pad(chunk, [(0, 0), *pad, (0, 0)], mode="edge")
-        with self._explained():
-            if self._encoder is None:
-                size = chunk.shape[1:3]
-                self._encoder = _Encoder(
-                    self.temporary, size, self._rate, self._metadata
-                )
-            for frame in chunk:
-                self._encoder.add(np.ascontiguousarray(frame))
+        odd = [size % 2 for size in chunk.shape[1:3]]
+        if any(odd):
+            pad = [(0, 0), *((0, more) for more in odd), (0, 0)]
+            chunk = np.pad(chunk, pad, mode="edge")
+        if self._encoder is None:
+            size = chunk.shape[1:3]
+            self._encoder = _Encoder(self.temporary, size, self._rate, self._metadata)
+        for frame in chunk:
+            self._encoder.add(np.ascontiguousarray(frame))
 
     def _finish(self) -> None:
         assert self._encoder is not None
-        with self._explained():
-            self._encoder.finish()
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Names the file where the encoder only says what went wrong."""
-        try:
-            yield
-        except OSError as error:  # PyAV's own errors derive from it
-            reason = error.strerror or str(error)
-            raise RuntimeError(f"{self.path} cannot be written: {reason}.") from error
+        self._encoder.finish()
 
     def _discard(self) -> None:
         if self._encoder is not None:
@@ -263,7 +297,12 @@ class _Encoder:
         self._container.metadata.update(metadata)
         stream: Any = self._container.add_stream("libx264", rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.options = {"crf": "18", "preset": "veryfast"}
+        is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+        stream.options = {
+            "crf": "18",
+            "preset": "veryfast",
+            **(_X264 if is_x86 else {}),
+        }
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED

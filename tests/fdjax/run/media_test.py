@@ -382,9 +382,13 @@ def test_an_encoder_that_fails_is_an_error_and_not_a_hang(tmp_path, monkeypatch)
             monkeypatch.setattr(type(writer._encoder), "add", full)
             for _ in range(200):
                 writer.write(moving_square(20))
+                writer.wait()
 
-    with pytest.raises(RuntimeError, match=r"a\.mp4 cannot be written: No space left"):
+    with pytest.raises(
+        OSError, match=r"a\.mp4 cannot be written: No space left"
+    ) as info:
         run()
+    assert info.value.errno == errno.ENOSPC  # what the command line looks at
     assert list(tmp_path.iterdir()) == []
 
 
@@ -420,6 +424,7 @@ def test_the_queue_is_bounded(tmp_path, monkeypatch):
         with VideoWriter(tmp_path / "a.mp4", fps=12) as writer:
             for index in range(8):
                 writer.write(moving_square(1))
+                writer.wait()
                 written.append(index)
 
     thread = threading.Thread(target=run)

@@ -147,7 +147,10 @@ def test_a_chunk_is_handed_over_before_its_commit_is_begun(tmp_path):
     runner.__dict__["pipeline"] = types.SimpleNamespace(
         generate=generate, finalize=finalize
     )
-    writer = types.SimpleNamespace(write=lambda chunk: events.append(f"shown: {chunk}"))
+    writer = types.SimpleNamespace(
+        write=lambda chunk: events.append(f"shown: {chunk}"),
+        wait=lambda: events.append("room"),
+    )
     report = types.SimpleNamespace(num_chunks=3, stages=[])
     inputs = RunnerInputs(controls=Inputs([None] * 3))
     runner._stream({}, 0, inputs, writer, report)
@@ -159,5 +162,6 @@ def test_a_chunk_is_handed_over_before_its_commit_is_begun(tmp_path):
             f"generate {n}",
             f"shown: video {n}",
             f"finalize {n}",
+            "room",
         )
     ]

@@ -340,6 +340,28 @@ def test_the_next_chunk_is_dispatched_while_the_last_one_is_encoded(
     assert waited == [True] * 4
 
 
+def test_the_commit_does_not_wait_for_a_slow_encoder(config, monkeypatch):
+    """The device works on the commit while the host waits for room to write."""
+    pipeline_class = type(CONFIG.pipeline.setup())
+    finalize, consume = pipeline_class.finalize, video_writer.VideoWriter._consume
+    last_commit, calls, waited = threading.Event(), [], []
+
+    def noted_finalize(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:  # one chunk in the encoder's hands, two left, and this one
+            last_commit.set()
+        return finalize(self, *args, **kwargs)
+
+    def slow_consume(self, chunk):
+        waited.append(last_commit.wait(20))
+        consume(self, chunk)
+
+    monkeypatch.setattr(pipeline_class, "finalize", noted_finalize)
+    monkeypatch.setattr(video_writer.VideoWriter, "_consume", slow_consume)
+    config.setup().run()
+    assert waited == [True] * 4
+
+
 def test_other_processes_write_nothing(config, monkeypatch, tmp_path):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     config.setup().run()
