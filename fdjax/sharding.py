@@ -119,18 +119,11 @@ def shardings(mesh: Mesh, shapes: PyTree, table: Table) -> PyTree:
     """
 
     def choose(path: Any, leaf: Any) -> NamedSharding:
-        name = "/".join(_name(entry) for entry in path)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         spec = next((spec for pattern, spec in table if re.search(pattern, name)), ())
         return NamedSharding(mesh, _fit(spec, leaf.shape, mesh.shape))
 
     return jax.tree_util.tree_map_with_path(choose, shapes)
-
-
-def _name(entry: Any) -> str:
-    for field in ("key", "name", "idx"):
-        if hasattr(entry, field):
-            return str(getattr(entry, field))
-    return str(entry)
 
 
 def _fit(spec: Spec, shape: tuple[int, ...], sizes: Any) -> PartitionSpec:

@@ -50,7 +50,8 @@ def parts(output: PyTree, arrangement: Arrangement, *, decoded: bool) -> list[Pa
         ValueError: Views of different size cannot be tiled.
     """
     leaves = jax.tree_util.tree_leaves_with_path(output)
-    names = [".".join(map(_key, path)) for path, _ in leaves]
+    keystr = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
+    names = [keystr(path) for path, _ in leaves]
     shapes = [leaf.shape for _, leaf in leaves]
     floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for _, leaf in leaves]
     is_video = [
@@ -184,13 +185,6 @@ def _tile(views: list[Array]) -> Array:
     # [T, rows, H, columns, W, 3]
     grid = grid.transpose(2, 0, 3, 1, 4, 5)
     return grid.reshape(length, rows * height, columns * width, 3)
-
-
-def _key(entry: Any) -> str:
-    for field in ("key", "name", "idx"):
-        if hasattr(entry, field):
-            return str(getattr(entry, field))
-    return str(entry)
 
 
 def _join(*names: str) -> str:
