@@ -4,6 +4,7 @@ One function, several back ends, one file per back end:
 
     xla     anywhere; long keys are read in chunks
     cudnn   float16 and bfloat16 on NVIDIA GPUs
+    flash3  the same on Hopper GPUs, faster, if the package with the kernel is installed
 """
 
 from collections.abc import Sequence
@@ -12,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from fdjax.attention import cudnn, xla
+from fdjax.attention import cudnn, flash3, xla
 from fdjax.axes import Array
 
-BACKENDS = ("cudnn", "xla")
+BACKENDS = ("flash3", "cudnn", "xla")
+"""Back ends of `attend`, the fastest first. FlashAttention-3 gives no log-sum-exp."""
 
 
 def attend(
@@ -41,9 +43,9 @@ def attend(
         length: Valid keys, clipped to 0 ... S; None for all. With 0 the output is 0.
             int32[] or int32[B], traced or not.
         scale: Multiplies the scores; None for D ** -0.5.
-        backend: "cudnn", "xla", or None for the best one that supports the arrays on
-            the default device.
-        nonempty: The caller knows that `length` is at least 1. Spares cuDNN a pass over
+        backend: One of `BACKENDS`, or None for the first of them that supports the
+            arrays on the default device.
+        nonempty: The caller knows that `length` is at least 1. Spares a GPU a pass over
             the output: 1.5 of 404 ms of a chunk of Self-Forcing on an H100.
 
     Returns:
@@ -53,8 +55,14 @@ def attend(
         ValueError: Shapes that do not match, an unknown back end, or one that does not
             support the arrays.
     """
+    _check(query, key, value)
+    backend = _choose(query, key, value, backend, BACKENDS)
+    length, scale = _defaults(query, key, length, scale)
+    if backend == "flash3":
+        return flash3.attend(
+            query, key, value, length=length, scale=scale, nonempty=nonempty
+        )
     key, value = _spread(query, key, value)
-    backend, length, scale = _resolve(query, key, value, length, scale, backend)
     if backend == "cudnn":
         return cudnn.attend(
             query, key, value, length=length, scale=scale, nonempty=nonempty
@@ -77,8 +85,10 @@ def attend_with_lse(
         The output, [B, L, N, D], and log(sum(exp(scale * query key^T))) over the valid
         keys, float32[B, N, L]; without valid keys a finite -1e30.
     """
+    _check(query, key, value)
+    backend = _choose(query, key, value, backend, ("cudnn", "xla"))
+    length, scale = _defaults(query, key, length, scale)
     key, value = _spread(query, key, value)
-    backend, length, scale = _resolve(query, key, value, length, scale, backend)
     implementation = cudnn.attend_with_lse if backend == "cudnn" else xla.attend
     return implementation(query, key, value, length=length, scale=scale)
 
@@ -111,41 +121,56 @@ def merge(outs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:
 
 def _spread(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
     """Repeats keys and values that several query heads share.  [B, S, N, D] each."""
-    num_heads, shared = query.shape[2], key.shape[2]
-    if num_heads == shared or num_heads % shared or key.shape[2] != value.shape[2]:
+    copies = query.shape[2] // key.shape[2]
+    if copies == 1:
         return key, value
-    copies = num_heads // shared
     return jnp.repeat(key, copies, axis=2), jnp.repeat(value, copies, axis=2)
 
 
-def _resolve(
-    query: Array,
-    key: Array,
-    value: Array,
-    length: ArrayLike | None,
-    scale: float | None,
-    backend: str | None,
-) -> tuple[str, Array | None, float]:
-    """Checks the arguments; fills in the back end, int32[B] lengths and the scale."""
+def _check(query: Array, key: Array, value: Array) -> None:
+    """Shapes that belong together, or a `ValueError`."""
     batch, _, num_heads, head_dim = query.shape
-    expected = (batch, key.shape[1], num_heads, head_dim)
-    if key.shape != expected or value.shape[:-1] != expected[:-1]:
+    expected = (batch, key.shape[1], key.shape[2], head_dim)
+    shared = key.shape[2] > 0 and num_heads % key.shape[2] == 0
+    if not shared or key.shape != expected or value.shape[:-1] != expected[:-1]:
         raise ValueError(
             "key and value must be [B, S, N, D] with the batch, heads and width of the "
             f"query {query.shape}, got {key.shape} and {value.shape}."
         )
-    reason = cudnn.unsupported_reason(query, key, value)
-    if backend is None:
-        backend = "xla" if reason else "cudnn"
-    elif backend not in BACKENDS:
-        raise ValueError(
-            f"backend must be one of {', '.join(BACKENDS)}, or None, got {backend!r}."
-        )
-    elif backend == "cudnn" and reason:
-        raise ValueError(
-            f"cuDNN cannot attend here: {reason}. Use backend='xla', or None to choose."
-        )
+
+
+def _choose(
+    query: Array,
+    key: Array,
+    value: Array,
+    backend: str | None,
+    candidates: Sequence[str],
+) -> str:
+    """The back end asked for, or the first that can; raises `ValueError`."""
+    reasons = {"flash3": flash3.unsupported_reason, "cudnn": cudnn.unsupported_reason}
+    names = candidates if backend is None else (backend,)
+    for name in names:
+        if name not in candidates:
+            raise ValueError(
+                f"backend must be one of {', '.join(candidates)}, or None, got "
+                f"{name!r}."
+            )
+        reason = reasons[name](query, key, value) if name in reasons else None
+        if reason is None:
+            return name
+        if backend is not None:
+            raise ValueError(
+                f"{name} cannot attend here: {reason}. Use backend='xla', or None to "
+                "choose."
+            )
+    raise AssertionError("xla takes everything")
+
+
+def _defaults(
+    query: Array, key: Array, length: ArrayLike | None, scale: float | None
+) -> tuple[Array | None, float]:
+    """int32[B] lengths within the keys, and the scale."""
     if length is not None:
         length = jnp.clip(jnp.asarray(length, jnp.int32), 0, key.shape[1])
-        length = jnp.broadcast_to(length, (batch,))
-    return backend, length, head_dim**-0.5 if scale is None else scale
+        length = jnp.broadcast_to(length, (query.shape[0],))
+    return length, query.shape[-1] ** -0.5 if scale is None else scale

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fdjax.attention import xla
+from fdjax.attention import device, xla
 from fdjax.axes import Array
 
 _DTYPES = (jnp.bfloat16, jnp.float16)
@@ -25,7 +25,7 @@ def unsupported_reason(query: Array, key: Array, value: Array) -> str | None:
     if len(dtypes) > 1 or query.dtype not in _DTYPES:
         names = ", ".join(sorted(str(dtype) for dtype in dtypes))
         return f"it needs bfloat16 or float16 throughout, got {names}"
-    capability = _compute_capability()
+    capability = device.compute_capability()
     if capability is None:
         return "the default device is no NVIDIA GPU"
     if capability < (8, 0):
@@ -126,13 +126,3 @@ def _backward(scale: float, inputs: Any, cotangents: Any) -> tuple[Any, ...]:
 
 
 _attend_with_lse.defvjp(_forward, _backward)
-
-
-def _compute_capability() -> tuple[int, ...] | None:
-    """That of the default device, or None where that is no NVIDIA GPU."""
-    device = jax.config.jax_default_device  # type: ignore[attr-defined]
-    if device is None or isinstance(device, str):
-        device = jax.local_devices(backend=device)[0]
-    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
-        return None
-    return tuple(int(part) for part in device.compute_capability.split("."))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fdjax import testing
-from fdjax.attention import attend, attend_with_lse, cudnn, merge, xla
+from fdjax.attention import attend, attend_with_lse, cudnn, device, merge, xla
 
 
 def assert_sums(actual, expected, length=11):
@@ -260,13 +260,13 @@ def test_attention_maps_over_sessions():
     [
         (
             {"backend": "flash"},
-            "backend must be one of cudnn, xla, or None, got 'flash'",
+            "backend must be one of flash3, cudnn, xla, or None, got 'flash'",
         ),
         ({"key": (2, 11, 2, 8)}, r"got \(2, 11, 2, 8\) and \(2, 11, 3, 8\)"),
         ({"value": (2, 10, 3, 8)}, r"got \(2, 11, 3, 8\) and \(2, 10, 3, 8\)"),
         (
             {"backend": "cudnn"},
-            "cuDNN cannot attend here: it needs bfloat16 or float16",
+            "cudnn cannot attend here: it needs bfloat16 or float16",
         ),
     ],
 )
@@ -294,7 +294,7 @@ def test_arguments_that_do_not_fit_are_refused(change, message):
     ],
 )
 def test_cudnn_says_what_it_needs(monkeypatch, capability, dtype, dim, reason):
-    monkeypatch.setattr(cudnn, "_compute_capability", lambda: capability)
+    monkeypatch.setattr(device, "compute_capability", lambda: capability)
     actual = cudnn.unsupported_reason(*qkv(dim=dim, dtype=dtype))
     assert actual is None if reason is None else reason in actual
 
