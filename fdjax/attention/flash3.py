@@ -1,8 +1,7 @@
 """Softmax attention by FlashAttention-3 (arXiv:2407.08608), for Hopper GPUs.
 
 The kernel is that of the package `dew-flash-attn`, an XLA call; the extras
-`fast-cuda12` and `fast-cuda13` bring it. On an H100 it reads a full window of Wan 2.1 1.3B at 650
-TFLOP/s, where cuDNN reaches 510-530: docs/performance.md.
+`fast-cuda12` and `fast-cuda13` bring it. docs/performance.md has its speed.
 """
 
 import functools

@@ -193,6 +193,11 @@ class TestOnAGpu:
         arrays = self.arrays(backend, 2, queries, 9360, 128)
         self.check(backend, arrays, jnp.array([9360, 300]))
 
+    @pytest.mark.parametrize("length", [0, 1, 5, 4680, 32760])
+    def test_a_chunk_of_wan(self, backend, length):
+        arrays = self.arrays(backend, 1, 4680, 32768, 128, heads=12)
+        self.check(backend, arrays, jnp.array([length]))
+
     def test_extreme_logits(self, backend):
         arrays = self.arrays(backend, 1, 128, 4680, 128, spread=30.0)
         self.check(backend, arrays, jnp.array([4000]))
