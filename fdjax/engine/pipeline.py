@@ -31,6 +31,7 @@ from fdjax.contract.encoder import EncoderConfig, NullEncoder, StreamingEncoder
 from fdjax.engine import rollout, stages
 from fdjax.engine.cache import (
     StreamInferencePipelineCache,
+    check_key,
     require,
     session_keys,
 )
@@ -112,7 +113,11 @@ class StreamInferencePipeline(Component):
             sharding: Where they live; a mesh, one sharding, or a nested dict of either
                 by component and below, see `fdjax.checkpoint.placement`. None: the
                 default device.
+
+        Raises:
+            ValueError: The key is no typed key.
         """
+        check_key(key)
         placement.check_names(sharding, list(self.components))
         params = {}
         for number, (name, part) in enumerate(self.components.items()):
@@ -251,6 +256,8 @@ class StreamInferencePipeline(Component):
         Raises:
             ValueError: Inputs contradict each other or do not fit the model.
         """
+        if key is not None:
+            check_key(key)
         if conditions is None:
             conditions = self.encode_conditions(params, text=text, image=image)
         elif text is not None or image is not None:

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from fdjax import config as config_lib
 from fdjax.axes import Params, PyTree
 from fdjax.checkpoint import address, files
-from fdjax.config import Component, InstantiateConfig
+from fdjax.config import Component, InstantiateConfig, Seed
 from fdjax.contract.conditioner import Conditions
 from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
 from fdjax.run import conditions_store, media, plugins, stats
@@ -332,7 +332,7 @@ class RunnerConfig(InstantiateConfig[Runner]):
     pixel_width: int = 832
     """Columns of the video."""
 
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of the noise; None: that of the diffusion model, or 0."""
 
     random_weights: bool = False

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fdjax.config import Seed
 from fdjax.run.runner import Runner, RunnerConfig, RunnerInputs
 from fdjax_models.methods.maze_world import controls, rendering, simulator, text
 
@@ -111,7 +112,7 @@ class MazeRunnerConfig(RunnerConfig):
     image: str | pathlib.Path = ""
     """First frame; another size than 96 x 160 is resized. Empty: none."""
 
-    maze_seed: int | None = None
+    maze_seed: Seed | None = None
     """Start from this maze of the simulator, in the prompt's style; None: do not."""
 
     total_blocks: int = 1500

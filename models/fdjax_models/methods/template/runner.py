@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fdjax.axes import Params
+from fdjax.config import Seed
 from fdjax.contract.conditioner import Conditions
 from fdjax.run.runner import Runner, RunnerConfig, RunnerInputs
 
@@ -41,7 +42,8 @@ class TemplateRunner(Runner):
         del params, inputs
         transformer: Any = self.config.pipeline.diffusion_model.transformer
         shape = (2, 1, self.config.num_context_tokens, transformer.context_dim)
-        key = jax.random.key(self.config.input_seed + 1)
+        # Apart from those of the controls, of which there are fewer than 2**31.
+        key = jax.random.fold_in(jax.random.key(self.config.input_seed), 2**31)
         text, negative_text = jax.random.normal(key, shape, jnp.float32)
         return Conditions(
             text=text,
@@ -70,5 +72,5 @@ class TemplateRunnerConfig(RunnerConfig):
     num_context_tokens: int = 4
     """Tokens of the random conditions."""
 
-    input_seed: int = 42
+    input_seed: Seed = 42
     """Seed of the random conditions and controls."""
