@@ -35,6 +35,8 @@ from fdjax.engine.cache import (
     require,
     session_keys,
 )
+from fdjax.engine.checks import check_finite
+from fdjax.engine.conditioner import check_conditions
 from fdjax.engine.diffusion import DiffusionModel, DiffusionModelConfig
 from fdjax.sharding import CACHE, Placement, resolve
 
@@ -265,6 +267,7 @@ class StreamInferencePipeline(Component):
                 "Give either conditions= or text=/image=, not both: conditions hold "
                 "the encoded text and image already."
             )
+        check_conditions(conditions)
         height, width = self._pixel_size(conditions, pixel_height, pixel_width)
         height, width = self.latent_size(height, width)
         if key is None:
@@ -318,8 +321,14 @@ class StreamInferencePipeline(Component):
         cache: StreamInferencePipelineCache,
         conditions: Conditions,
     ) -> StreamInferencePipelineCache:
-        """The ready cache with another prompt; what was generated stays visible."""
+        """The ready cache with another prompt; what was generated stays visible.
+
+        Raises:
+            ValueError: The cache is pending or used up, or a condition is NaN or
+                infinite.
+        """
         require(cache, ready=True, caller="update_conditions")
+        check_conditions(conditions)
         transformer_cache = stages.update_conditions(
             self, params["transformer"], cache.transformer_cache, conditions
         )
@@ -354,7 +363,8 @@ class StreamInferencePipeline(Component):
             actions). Without a decoder the clean latent, float32[B, T, H, W, C].
 
         Raises:
-            ValueError: The cache is pending or used up, or the input has no encoder.
+            ValueError: The cache is pending or used up, the input has no encoder, or it
+                is NaN or infinite (looked at where nothing has to be waited for).
         """
         require(cache, ready=True, caller="generate")
         if self.encoder is None and input is not None:
@@ -362,6 +372,7 @@ class StreamInferencePipeline(Component):
                 "generate was given an input, but this pipeline has no encoder; set "
                 f"encoder={NullEncoder.__name__}Config() to pass inputs through."
             )
+        check_finite(input, "input")
         control, encoder_cache = None, cache.encoder_cache
         if self.encoder is not None:
             encoder_cache, control = stages.encode(

@@ -51,6 +51,9 @@ def guard(name: str, command: Callable[[], int], *, debug: bool = False) -> int:
         _tell(f"{name}: error: {message(error)}")
         full = isinstance(error, OSError) and error.errno in _DISK_FULL
         return FAILURE if full else MISTAKE
+    except FloatingPointError as error:  # a network's NaN: what was good is kept
+        _tell(f"{name}: failed: {message(error)}")
+        return FAILURE
     except Exception as error:
         kind = type(error).__name__
         first = message(error).partition("\n")[0]

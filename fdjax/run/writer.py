@@ -29,6 +29,9 @@ _X264 = {"x264-params": "asm=MMX2,SSE2Fast,SSSE3,SSE4.2,AVX"}
 
 _BT709, _LIMITED = 1, 1  # ITU-T H.273: colours, transfer and matrix; 16 to 235
 
+Verdict = Callable[[], bool]
+"""Says whether a chunk is to be written; may wait for it."""
+
 ChunkListener = Callable[[np.ndarray], None]
 """Is called on the writer's thread with every chunk that arrived on the host."""
 
@@ -36,8 +39,14 @@ ChunkListener = Callable[[np.ndarray], None]
 class ChunkWriter(Protocol):
     """Takes the chunks of a rollout and makes one file of them."""
 
-    def write(self, chunk: Any) -> None:
-        """Takes the next chunk; waits for nothing."""
+    def write(self, chunk: Any, keep: "Verdict | None" = None) -> None:
+        """Takes the next chunk; waits for nothing.
+
+        Args:
+            chunk: An array, or a tree of them.
+            keep: Asked on the writer's thread before the chunk is written; if it says
+                no, the file ends before this chunk.
+        """
 
     def wait(self) -> None:
         """Waits while too many chunks are not written yet.
@@ -60,8 +69,9 @@ class NullWriter:
     def __init__(self) -> None:
         self._chunk: Any = None
 
-    def write(self, chunk: Any) -> None:
+    def write(self, chunk: Any, keep: Verdict | None = None) -> None:
         """Takes the next chunk."""
+        del keep
         self._chunk = chunk
 
     def wait(self) -> None:
@@ -97,11 +107,16 @@ class _ThreadedWriter:
         self._taken = threading.Condition()
         self._error: BaseException | None = None
         self._empty = True
+        self._ended = False
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def write(self, chunk: Any) -> None:
+    def write(self, chunk: Any, keep: Verdict | None = None) -> None:
         """Takes the next chunk, a numpy or jax array; waits for nothing.
+
+        Args:
+            chunk: The chunk.
+            keep: See `ChunkWriter.write`.
 
         Raises:
             OSError: An earlier chunk could not be written; names the file.
@@ -112,7 +127,7 @@ class _ThreadedWriter:
             chunk.copy_to_host_async()
         with self._taken:
             self._left += 1
-        self._queue.put(chunk)
+        self._queue.put((chunk, keep))
 
     def wait(self) -> None:
         """Waits until at most `queue_size` chunks are left."""
@@ -154,13 +169,17 @@ class _ThreadedWriter:
             self.abort()
 
     def _work(self) -> None:
-        while (chunk := self._queue.get()) is not None:
+        while (item := self._queue.get()) is not None:
             with self._taken:
                 self._left -= 1
                 self._taken.notify_all()
-            if self._error is not None:
+            if self._error is not None or self._ended:
                 continue  # keep emptying the queue: wait() may be waiting for room
+            chunk, keep = item
             try:
+                self._ended = keep is not None and not keep()
+                if self._ended:
+                    continue
                 chunk = np.asarray(chunk)
                 with self._explained():
                     self._consume(chunk)
