@@ -24,6 +24,7 @@ from fdjax import checkpoint
 from fdjax.axes import Array, Params, PyTree
 from fdjax.checkpoint import placement
 from fdjax.config import Component, InstantiateConfig
+from fdjax.config.base import nested_configs
 from fdjax.contract.component import ParametricComponent
 from fdjax.contract.conditioner import Conditioner, ConditionerConfig, Conditions
 from fdjax.contract.decoder import DecoderConfig, StreamingDecoder
@@ -153,12 +154,16 @@ class StreamInferencePipeline(Component):
         """
         names = self._component_names(only)
         placement.check_names(sharding, list(self.components))
-        return {
-            name: checkpoint.load_params(
-                self.components[name], sharding=placement.part_of(sharding, name)
-            )
-            for name in names
-        }
+        params = {}
+        for name in names:
+            part, placed = self.components[name], placement.part_of(sharding, name)
+            try:
+                params[name] = checkpoint.load_params(part, sharding=placed)
+            except (FileNotFoundError, ValueError) as error:
+                for path in _paths_of(self.config, part.params_owner.config):
+                    error.add_note(f"in pipeline.{path}.checkpoint_path")
+                raise
+        return params
 
     def _component_names(self, only: Sequence[str] | None) -> list[str]:
         unknown = sorted(set(only or ()) - set(self.components))
@@ -491,3 +496,12 @@ class StreamInferencePipelineConfig(InstantiateConfig[StreamInferencePipeline]):
 
     spatial_compression_ratio: int | None = None
     """Pixels per latent row or column; None: the decoder's, or the encoder's."""
+
+
+def _paths_of(tree: Any, wanted: Any) -> list[str]:
+    """Where a config stands in another one, fields joined by dots."""
+    found = []
+    for name, part in nested_configs(tree):
+        found += [name] if part is wanted else []
+        found += [f"{name}.{path}" for path in _paths_of(part, wanted)]
+    return found

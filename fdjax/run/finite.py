@@ -109,13 +109,13 @@ def check_conditions(conditions: PyTree) -> None:
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(conditions):
         inexact = jnp.issubdtype(leaf.dtype, jnp.inexact)
-        if inexact and getattr(leaf, "is_fully_addressable", True):
-            if not np.isfinite(np.asarray(leaf)).all():
-                name = jax.tree_util.keystr(path).lstrip(".")
-                raise NonFiniteError(
-                    f"The encoder of the conditions gives NaN or infinite values: "
-                    f"{name}. Nothing was made; check its weights and its dtype."
-                )
+        here = getattr(leaf, "is_fully_addressable", True)
+        if inexact and here and not np.isfinite(np.asarray(leaf)).all():
+            name = jax.tree_util.keystr(path).lstrip(".")
+            raise NonFiniteError(
+                "The encoder of the conditions gives NaN or infinite values: "
+                f"{name}. Nothing was made; check its weights and its dtype."
+            )
 
 
 def _real_leaves(tree: PyTree) -> list[Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fdjax import config as config_lib
 from fdjax.checkpoint import files
-from fdjax.run import media, plugins, stats
+from fdjax.run import media, plugins, signals, stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,20 @@ class RunReport:
         return {"title": self.paths.name, "comment": comment}
 
     def write(self) -> None:
-        """Writes the contact sheet, the stats and the config."""
+        """Writes the contact sheet, the stats and the config.
+
+        Raises:
+            OSError: One of them cannot be written; says that the video is there.
+        """
+        with signals.held():
+            try:
+                self._write()
+            except OSError as error:
+                reason = error.strerror or str(error)
+                message = f"{reason}; complete is {self.paths.output.absolute()}"
+                raise OSError(error.errno, message) from error
+
+    def _write(self) -> None:
         if frames := self._sampler.frames():
             media.write_png(self.paths.sheet, media.contact_sheet(frames))
         stats.write_stats(self.paths.stats, self.chunks())

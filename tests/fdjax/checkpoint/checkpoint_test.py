@@ -410,20 +410,6 @@ def test_a_full_disk_is_named_before_and_during_a_save(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_locks_exclude_other_processes(tmp_path):
-    code = (
-        "import sys, pathlib; from fdjax.checkpoint import files\n"
-        "with files.file_lock(pathlib.Path(sys.argv[1])): print('got it')"
-    )
-    with files.file_lock(tmp_path / "lock"):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, tmp_path / "lock"], stdout=subprocess.PIPE
-        )
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(3)
-    assert process.communicate(timeout=30)[0] == b"got it\n"
-
-
 def test_our_own_files_need_no_converter_wherever_they_are(tmp_path, monkeypatch):
     monkeypatch.setattr(load, "_converters", lambda: [])
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):

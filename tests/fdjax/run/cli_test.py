@@ -445,7 +445,7 @@ def test_ctrl_c_in_a_terminal_leaves_a_playable_file(process, tmp_path):
         temporary = []
         while not any(file.stat().st_size for file in temporary):
             assert running.poll() is None, running.stderr.read()
-            temporary = list(tmp_path.glob("outputs/.*.tmp.mp4"))
+            temporary = list(tmp_path.glob("outputs/.*.tmp/new/*.mp4"))
             time.sleep(0.05)
         os.killpg(running.pid, signal.SIGINT)
         _, err = running.communicate()
