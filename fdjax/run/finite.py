@@ -30,7 +30,7 @@ class ChunkFlags:
         index: Of the chunk, within its run.
     """
 
-    def __init__(self, index: int, flags: dict[str, Array]):
+    def __init__(self, index: int, flags: dict[str, Any]):
         self.index = index
         self._flags = flags
 

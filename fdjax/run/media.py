@@ -314,7 +314,7 @@ class FrameSampler:
 
     def __init__(self, count: int = 12):
         self.count = count
-        self._kept: list[np.ndarray] = []
+        self._kept: list[tuple[int, np.ndarray]] = []
         self._stride = 1
         self._seen = 0
 
@@ -322,7 +322,7 @@ class FrameSampler:
         """Takes the next frames, uint8[T, H, W, 3]."""
         for frame in frames:
             if self._seen % self._stride == 0:
-                self._kept.append(frame.copy())
+                self._kept.append((self._seen, frame.copy()))
                 if len(self._kept) >= 4 * self.count:
                     self._kept = self._kept[::2]
                     self._stride *= 2
@@ -330,6 +330,10 @@ class FrameSampler:
 
     def frames(self) -> list[np.ndarray]:
         """At most `count` frames, the first one included."""
+        return [frame for _, frame in self.numbered()]
+
+    def numbered(self) -> list[tuple[int, np.ndarray]]:
+        """As `frames`, each behind its number in the stream."""
         count = min(self.count, len(self._kept))
         order = np.linspace(0, len(self._kept) - 1, count).round().astype(int)
         return [self._kept[index] for index in order]

@@ -4,6 +4,7 @@ A file is in the safetensors format: the arrays of a cache, and as JSON its stru
 and the settings of the pipeline that it belongs to. Weights are not in it.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -121,7 +122,7 @@ def load_cache(
     if not isinstance(cache, StreamInferencePipelineCache):
         raise ValueError(f"{path} holds no session but a {type(cache).__name__}.")
     transformer_cache = _with_slots(path, pipeline, cache.transformer_cache)
-    cache = cache.replace(transformer_cache=transformer_cache)
+    cache = dataclasses.replace(cache, transformer_cache=transformer_cache)
     return _placed(cache, sharding)
 
 
@@ -145,7 +146,7 @@ def _read_header(path: pathlib.Path) -> dict[str, Any]:
         parts = [header[name] for name in ("settings", "notes", "structure")]
     except (KeyError, TypeError, ValueError, RecursionError):
         raise ValueError(
-            f"{path} is no session: a file that fdjax.save_cache or --save_session wrote."
+            f"{path} is no session, as fdjax.save_cache or --save_session writes it."
         ) from None
     if version != _FORMAT or not all(isinstance(part, dict) for part in parts):
         raise ValueError(
@@ -225,7 +226,8 @@ def _with_slots(
         return tuple(resized)
 
     kv: KVCache = cache.kv
-    return cache.replace(kv=kv.replace(keys=padded(kv.keys), values=padded(kv.values)))
+    kv = dataclasses.replace(kv, keys=padded(kv.keys), values=padded(kv.values))
+    return dataclasses.replace(cache, kv=kv)
 
 
 def _placed(
@@ -238,4 +240,5 @@ def _placed(
     if isinstance(sharding, Mesh | Sharding):
         names += ["final_state"]
     parts = {name: getattr(cache, name) for name in names}
-    return cache.replace(**jax.device_put(parts, resolve(sharding, parts, CACHE)))
+    placed = jax.device_put(parts, resolve(sharding, parts, CACHE))
+    return dataclasses.replace(cache, **placed)

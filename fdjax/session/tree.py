@@ -72,8 +72,8 @@ def _describe(node: Any, path: str, arrays: dict[str, Array]) -> Any:
             },
         }
     if _is_named_tuple(kind):
-        parts = zip(node._fields, node, strict=True)
-        return {"class": _name(kind), "parts": inside(parts), "static": {}}
+        named = zip(node._fields, node, strict=True)
+        return {"class": _name(kind), "parts": inside(named), "static": {}}
     raise ValueError(
         f"{path} is a {kind.__name__}: a session that can be saved holds arrays in "
         "flax.struct dataclasses, named tuples, tuples, lists and dicts."

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from fdjax.axes import Params
 from fdjax.config import Seed
 from fdjax.contract.conditioner import Conditions
-from fdjax.run.runner import Runner, RunnerConfig, RunnerInputs
+from fdjax.run.inputs import LazySequence, RunnerInputs
+from fdjax.run.runner import Runner, RunnerConfig
 
 
 class TemplateRunner(Runner):
@@ -18,7 +19,7 @@ class TemplateRunner(Runner):
     config: "TemplateRunnerConfig"
 
     def read_inputs(self) -> RunnerInputs:
-        """One random control per chunk."""
+        """One random control per chunk, however many chunks there are."""
         self.read_text()
         pipeline = self.config.pipeline
         if pipeline.encoder is None:
@@ -31,10 +32,10 @@ class TemplateRunner(Runner):
         shape = (1, transformer.len_t, *size, encoder.in_channels)
         key = jax.random.key(self.config.input_seed)
         return RunnerInputs(
-            controls=[
-                jax.random.normal(jax.random.fold_in(key, index), shape)
-                for index in range(self.config.total_blocks)
-            ]
+            controls=LazySequence(
+                2**31,
+                lambda index: jax.random.normal(jax.random.fold_in(key, index), shape),
+            )
         )
 
     def encode_conditions(self, params: Params, inputs: RunnerInputs) -> Conditions:
