@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     )
     from fdjax.run.registry import runner_configs
     from fdjax.run.runner import Runner, RunnerConfig
+    from fdjax.session.store import load_cache, save_cache
 
 # Resolved on first use, so that `import fdjax` stays light.
 _EXPORTS = {
@@ -80,6 +81,8 @@ _EXPORTS = {
     "Transformer": "contract.transformer",
     "TransformerConfig": "contract.transformer",
     "derive_config": "config",
+    "load_cache": "session.store",
+    "save_cache": "session.store",
     "runner_configs": "run.registry",
 }
 
@@ -112,8 +115,10 @@ __all__ = [
     "Transformer",
     "TransformerConfig",
     "derive_config",
+    "load_cache",
     "put_session",
     "runner_configs",
+    "save_cache",
     "stack_caches",
     "take_session",
 ]

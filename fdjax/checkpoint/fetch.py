@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import time
 import urllib.error
 import urllib.parse
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fdjax.checkpoint import files
+from fdjax.checkpoint import files, network, temporary
 from fdjax.checkpoint.address import (
     WEIGHT_SUFFIXES,
     HubAddress,
@@ -55,7 +56,8 @@ def fetch(source: str | os.PathLike, *, flag: str = "checkpoint_path") -> Path:
             return _fetch_hub(address, source, flag, get)
         case UrlAddress():
             return _fetch_url(address, flag)
-    if not address.path.exists():
+    temporary.settle(address.path)
+    if not os.path.exists(address.path):
         raise FileNotFoundError(
             f"There is no checkpoint at {address.path}; set {flag}."
         )
@@ -83,10 +85,47 @@ def fetch_file(source: str | os.PathLike, *, what: str = "input file") -> Path:
             return _fetch_hub(address, source, f"the {what}", _hub_one)
         case UrlAddress():
             return _fetch_url(address, f"the {what}")
-    if not address.path.is_file():
-        is_now = "is a directory" if address.path.is_dir() else "does not exist"
-        raise FileNotFoundError(f"{what} {address.path} {is_now}.")
+    if not os.path.isfile(address.path):
+        is_now = "is a directory" if os.path.isdir(address.path) else "does not exist"
+        raise FileNotFoundError(f"{what} {files.shorten(address.path)} {is_now}.")
     return address.path
+
+
+def cached_version(source: str | os.PathLike) -> str:
+    """Which version of something remote is on this machine; empty if none is.
+
+    Hugging Face's content hash of a file, or the commit of a folder; for another URL
+    the checksum that it states or, by its time, which download it is.
+
+    Raises:
+        ValueError, FileNotFoundError: See `address.parse`.
+    """
+    match address := parse(source):
+        case HubAddress():
+            return _cached_in_hub(address)
+        case UrlAddress():
+            path = _kept(address)
+            if address.sha256 or not path.exists():
+                return address.sha256
+            return f"{path.stat().st_size} bytes at {path.stat().st_mtime_ns}"
+    return ""
+
+
+def _cached_in_hub(hub: HubAddress) -> str:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    where: dict[str, Any] = {"repo_type": hub.kind, "revision": hub.revision}
+    try:
+        if hub.is_checkpoint_file:
+            found = huggingface_hub.try_to_load_from_cache(hub.repo, hub.path, **where)
+            return Path(found).resolve().name if isinstance(found, str) else ""
+        root = huggingface_hub.snapshot_download(
+            hub.repo, local_files_only=True, **where
+        )
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+        return ""
+    return Path(root).name
 
 
 def is_offline() -> bool:
@@ -129,14 +168,18 @@ def _fetch_hub(
     hub: HubAddress,
     source: str | os.PathLike,
     flag: str,
-    get: Callable[[HubAddress], Path],
+    get: Callable[[HubAddress, bool], Path],
 ) -> Path:
-    """Calls `get`, and says what a user can do about what goes wrong."""
-    from huggingface_hub import errors
+    """Calls `get(hub, local)`, and says what a user can do about what goes wrong."""
+    from huggingface_hub import constants, errors
+    from huggingface_hub.utils import logging
 
+    logging.disable_propagation()  # it has a handler of its own: told once
+    # The client would try for half a minute, and tell of each time.
+    cut_off = "" if is_offline() else network.unreachable(constants.ENDPOINT)
     try:
         with files.explain_full_disk(Path("the Hugging Face cache (HF_HOME)")):
-            return get(hub)
+            return get(hub, bool(cut_off) or is_offline())
     except CheckpointError:
         raise
     except errors.GatedRepoError:
@@ -152,6 +195,8 @@ def _fetch_hub(
         reason = f"{hub.repo} has no revision {hub.revision}"
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         where = "offline mode is on (HF_HUB_OFFLINE)" if is_offline() else str(error)
+        if cut_off:
+            where = f"{constants.ENDPOINT} cannot be reached ({cut_off})"
         reason = f"it is not in the cache, and {where}"
     except errors.EntryNotFoundError:
         reason = f"{hub.repo} has no such file"
@@ -163,59 +208,65 @@ def _fetch_hub(
         if full or not (transport or known or isinstance(error, OSError)):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, PermissionError):
+            reason += "; set HF_HOME to a folder that can be written"
     raise FileNotFoundError(
         f"{hub.path or hub.repo} cannot be fetched: {reason}. Get it from {hub.url} "
         f"and set {flag} to the local file or folder."
     )
 
 
-def _hub_one(hub: HubAddress) -> Path:
+def _hub_one(hub: HubAddress, local: bool) -> Path:
     """One file; what is not in the cache yet is checked when it has arrived."""
     import huggingface_hub
 
-    known = huggingface_hub.try_to_load_from_cache(
-        hub.repo, hub.path, revision=hub.revision
-    )
+    where: dict[str, Any] = {"repo_type": hub.kind, "revision": hub.revision}
+    known = huggingface_hub.try_to_load_from_cache(hub.repo, hub.path, **where)
     found = Path(
-        huggingface_hub.hf_hub_download(hub.repo, hub.path, revision=hub.revision)
+        huggingface_hub.hf_hub_download(
+            hub.repo, hub.path, local_files_only=local, **where
+        )
     )
     if not isinstance(known, str) or Path(known).resolve() != found.resolve():
         try:
             check_sha256(found)
         except CheckpointError:
-            found.resolve().unlink()
+            found.resolve().unlink(missing_ok=True)  # several may find out
             raise
     return found
 
 
-def _hub_file(hub: HubAddress) -> Path:
+def _hub_file(hub: HubAddress, local: bool) -> Path:
     """One file; of a sharded index, its shards too."""
-    path = _hub_one(hub)
+    path = _hub_one(hub, local)
     if path.name.endswith(".index.json"):
         names = json.loads(path.read_text("utf-8")).get("weight_map", {})
         folder = hub.path.removesuffix(path.name)
         for name in sorted(set(names.values())):
-            _hub_one(dataclasses.replace(hub, path=folder + name))
+            _hub_one(dataclasses.replace(hub, path=folder + name), local)
     return path
 
 
-def _hub_folder(hub: HubAddress) -> Path:
+def _hub_folder(hub: HubAddress, local: bool) -> Path:
     """The one checkpoint of a folder; what is in it decides, without downloading."""
     import huggingface_hub
 
-    if is_offline():
+    where: dict[str, Any] = {"repo_type": hub.kind, "revision": hub.revision}
+    if local:
         root = huggingface_hub.snapshot_download(
-            hub.repo, revision=hub.revision, local_files_only=True
+            hub.repo, local_files_only=True, **where
         )
+        if not (Path(root) / hub.path).exists():
+            raise huggingface_hub.errors.LocalEntryNotFoundError("it was not fetched")
         return Path(root) / hub.path
-    names = huggingface_hub.HfApi().list_repo_files(hub.repo, revision=hub.revision)
+    names = huggingface_hub.HfApi().list_repo_files(hub.repo, **where)
     folder = hub.path.strip("/") + "/" if hub.path else ""
     inside = [name for name in names if name.startswith(folder)]
     flat = [name for name in inside if "/" not in name.removeprefix(folder)]
     chosen = [name for name in flat if name.endswith(".index.json")]
     chosen = chosen or [name for name in flat if name.endswith(WEIGHT_SUFFIXES)]
     if len(chosen) == 1:
-        return _hub_file(dataclasses.replace(hub, path=chosen[0]))
+        return _hub_file(dataclasses.replace(hub, path=chosen[0]), local)
     endings = (*WEIGHT_SUFFIXES, ".index.json")
     weights = [name for name in inside if name.endswith(endings)]
     what = "holds several checkpoints" if chosen else "holds no checkpoint"
@@ -228,9 +279,7 @@ def _hub_folder(hub: HubAddress) -> Path:
 
 def _fetch_url(address: UrlAddress, flag: str) -> Path:
     url, wanted = address.url, address.sha256
-    name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
-    key = hashlib.sha256(f"{url}#{wanted}".encode()).hexdigest()[:16]
-    path = files.cache_dir() / "downloads" / key / (name or "file")
+    path = _kept(address)
     if path.exists():
         return path
     if is_offline():
@@ -238,28 +287,44 @@ def _fetch_url(address: UrlAddress, flag: str) -> Path:
             f"{url} is not in the cache, and offline mode is on (HF_HUB_OFFLINE). "
             f"Fetch it by other means and set {flag} to the local file."
         )
-    with files.file_lock(path.with_name(".lock")):
+    folder = path.parent
+    with files.explain_cache(folder.parent), temporary.resumable(folder) as place:
         if path.exists():
             return path
-        part = path.with_name(path.name + ".part")
+        place.mkdir(exist_ok=True)
+        part = place / path.name
         try:
+            if reason := network.unreachable(url):
+                raise OSError(reason)
             _download(url, part)
         except (urllib.error.URLError, OSError) as error:
             if getattr(error, "errno", None) == errno.ENOSPC:
                 raise
+            arrived = part.exists() and part.stat().st_size
+            if not arrived:
+                shutil.rmtree(place)
             raise FileNotFoundError(
-                f"{url} cannot be fetched: {error}. What has arrived is kept, the next "
-                f"run goes on from there. Or fetch it by other means and set {flag} to "
-                "the local file."
+                f"{url} cannot be fetched: {network.reason(error)}. "
+                + ("What has arrived is kept, the next run goes on from there. ")
+                * bool(arrived)
+                + f"Fetch it by other means and set {flag} to the local file."
             ) from None
         if wanted and (found := sha256(part)) != wanted:
-            part.unlink()
+            shutil.rmtree(place)
             raise ValueError(
                 f"{url} must have sha256 {wanted}, the downloaded file has {found}; it "
                 "was removed"
             )
-        part.rename(path)
+        place.rename(folder)
     return path
+
+
+def _kept(address: UrlAddress) -> Path:
+    """Where the file of a URL is kept; its whole address and checksum decide."""
+    key = hashlib.sha256(f"{address.url}#{address.sha256}".encode()).hexdigest()[:32]
+    name = Path(urllib.parse.unquote(urllib.parse.urlsplit(address.url).path)).name
+    name = re.sub(r"[\0-\x1f/\\\\]", "_", name)[-100:]
+    return files.cache_dir() / "downloads" / key / (name or "file")
 
 
 def _download(url: str, part: Path) -> None:

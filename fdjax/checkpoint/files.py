@@ -1,21 +1,15 @@
-"""Outputs that appear whole or not at all, locks, full disks, and prompt files."""
+"""Outputs that appear whole or not at all, full disks, prompts and the cache folder."""
 
 import contextlib
 import errno
 import os
 import pathlib
 import shutil
-import socket
-import tempfile
-import threading
-import time
 from collections.abc import Iterator
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: no lock between processes
-    fcntl = None  # type: ignore[assignment]
+from fdjax.checkpoint import temporary
 
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_SIGNS = ("no space left on device", "disk quota exceeded", "file too large")
 
@@ -24,6 +18,34 @@ def cache_dir() -> pathlib.Path:
     """Where fdjax keeps what it can make again: FDJAX_CACHE_DIR or ~/.cache/fdjax."""
     given = os.environ.get("FDJAX_CACHE_DIR")
     return pathlib.Path(given or "~/.cache/fdjax").expanduser()
+
+
+def cache_folder(name: str) -> pathlib.Path:
+    """Makes a folder of the cache, and sees whether it can be written.
+
+    Raises:
+        OSError: It cannot; names the variable that moves the cache.
+    """
+    path = cache_dir() / name
+    with explain_cache(path):
+        path.mkdir(parents=True, exist_ok=True)
+        temporary.Temporary(path / "probe").discard()
+    return path
+
+
+@contextlib.contextmanager
+def explain_cache(path: pathlib.Path) -> Iterator[None]:
+    """Makes a cache that cannot be written name the variable that moves it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NOT_WRITABLE:
+            raise
+        raise OSError(
+            error.errno,
+            f"the cache {path} cannot be written ({error.strerror}); set "
+            "FDJAX_CACHE_DIR to a folder that can",
+        ) from error
 
 
 def read_prompt(value: str | os.PathLike) -> str:
@@ -43,8 +65,11 @@ def read_prompt(value: str | os.PathLike) -> str:
             )
         return value
     path = pathlib.Path(value if not isinstance(value, str) else value.strip())
-    if not path.is_file():
-        raise FileNotFoundError(f"prompt file {path} does not exist.")
+    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
+        raise FileNotFoundError(
+            f"prompt file {shorten(path)} does not exist; a prompt that is a text must "
+            "not end in .txt."
+        )
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -53,6 +78,12 @@ def read_prompt(value: str | os.PathLike) -> str:
         if line.strip():
             return line.strip()
     raise ValueError(f"prompt file {path} has no line that is not empty.")
+
+
+def shorten(text: object, length: int = 120) -> str:
+    """A text for a message: on one line, and cut where it is longer."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
 def check_output_dir(path: str | os.PathLike) -> pathlib.Path:
@@ -64,8 +95,7 @@ def check_output_dir(path: str | os.PathLike) -> pathlib.Path:
     path = pathlib.Path(path).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path, prefix=".fdjax-probe-"):
-            pass
+        temporary.Temporary(path / "probe").discard()
     except OSError as error:
         reason = "it is a file" if path.is_file() else (error.strerror or str(error))
         raise PermissionError(
@@ -74,26 +104,41 @@ def check_output_dir(path: str | os.PathLike) -> pathlib.Path:
     return path
 
 
-def temporary_path(path: pathlib.Path) -> pathlib.Path:
-    """A hidden name beside `path`, with its suffix, for what is not complete yet."""
-    return path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+@contextlib.contextmanager
+def atomic_output(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a temporary path to write to, and renames it to `path` on success.
+
+    Raises:
+        OSError: It cannot be written; the message names `path` and the reason.
+    """
+    with explain_write(path):
+        place = temporary.Temporary(path)
+        try:
+            yield place.path
+            place.commit()
+        finally:
+            place.discard()
 
 
 @contextlib.contextmanager
-def atomic_output(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a temporary path to write to, and renames it to `path` on success."""
-    temporary = temporary_path(path)
+def explain_write(path: pathlib.Path) -> Iterator[None]:
+    """Makes errors of the system about what becomes `path` name it, and the reason."""
     try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        named = "" if error.filename is None else str(error.filename)
+        other = named and f"{os.sep}.fdjax-" not in named
+        if other or not error.strerror:
+            raise
+        raise OSError(
+            error.errno, f"{path} cannot be written: {error.strerror}"
+        ) from error
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file that appears whole or not at all."""
-    with atomic_output(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with atomic_output(path) as place:
+        place.write_text(text, encoding="utf-8")
 
 
 def file_lengths(directory: pathlib.Path) -> dict[str, int]:
@@ -111,54 +156,24 @@ def atomic_directory(
 ) -> Iterator[pathlib.Path]:
     """Gives an empty directory beside `path`, renamed to `path` on success.
 
-    A failure removes it. What a killed process left behind is removed by the next
-    write to the same path.
+    A failure removes it, and a kill leaves `path` as it was. What it replaces is
+    deleted when the new one stands.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is off.
     """
-    path = path.absolute()
-    if path.exists() and not overwrite:
+    temporary.settle(path)
+    if os.path.lexists(path) and not overwrite:
         raise FileExistsError(f"{path} exists; remove it or choose another path.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    host = socket.gethostname()
-    prefix = f".{path.name}.partial-{host}-"
-    for stale in path.parent.glob(f".{path.name}.partial-*"):
-        process = stale.name.removeprefix(prefix).partition("-")[0]
-        if stale.name.startswith(prefix) and not _is_alive(process):
-            shutil.rmtree(stale, ignore_errors=True)
-    partial = path.with_name(f"{prefix}{os.getpid()}-{threading.get_ident()}")
-    partial.mkdir()
-    try:
-        yield partial
-        replaced = path.with_name(partial.name + "-replaced")
-        if overwrite and path.exists():
-            path.rename(replaced)
-        partial.rename(path)
-        shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        _remove_tree(partial)
-
-
-def _remove_tree(path: pathlib.Path) -> None:
-    """Removes a directory, in which threads of a failed save may still write."""
-    absent = not path.exists()
-    for _ in range(0 if absent else 40):
-        shutil.rmtree(path, ignore_errors=True)
-        time.sleep(0.05)
-        if absent and not path.exists():
-            return
-        absent = not path.exists()
-
-
-@contextlib.contextmanager
-def file_lock(path: pathlib.Path) -> Iterator[None]:
-    """Holds a lock that other processes wait for; the file stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with explain_write(path):
+        place = temporary.Temporary(path)
+        try:
+            place.path.mkdir()
+            yield place.path
+            place.commit(overwrite=overwrite)
+        finally:
+            place.discard()
 
 
 def check_free_space(path: pathlib.Path, num_bytes: int) -> None:
@@ -193,16 +208,3 @@ def explain_full_disk(path: pathlib.Path) -> Iterator[None]:
                 "make room, or choose another place",
             ) from error
         raise
-
-
-def _is_alive(process: str) -> bool:
-    """Whether a process id, written in decimal, is running on this host."""
-    if not process.isdecimal():
-        return False
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    return True

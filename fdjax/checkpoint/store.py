@@ -17,7 +17,13 @@ import numpy as np
 from flax import traverse_util
 
 from fdjax.axes import Array, Params, PyTree
-from fdjax.checkpoint import files, orbax_format, placement, safetensors_format
+from fdjax.checkpoint import (
+    files,
+    orbax_format,
+    placement,
+    safetensors_format,
+    temporary,
+)
 from fdjax.checkpoint.metadata import Metadata, check_fit, describe
 from fdjax.checkpoint.tensors import LazyTensor, as_lazy
 from fdjax.contract.component import ParametricComponent
@@ -55,11 +61,12 @@ def save(
         OSError: The disk is full.
     """
     path = pathlib.Path(path).expanduser().absolute()
+    temporary.settle(path)
     if component is not None:
         architecture, config = component.architecture, component.config
     metadata = describe(params, architecture=architecture, config=config)
     files.check_free_space(path, metadata.num_bytes)
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise FileExistsError(f"{path} exists; remove it or choose another path.")
     with files.explain_full_disk(path):
         if path.suffix == ".safetensors":
@@ -85,9 +92,9 @@ def _save_file(
         source = source()
     metadata = dataclasses.replace(metadata, source=dict(source or {}))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.atomic_output(path) as temporary:
+    with files.atomic_output(path) as place:
         safetensors_format.write_safetensors(
-            temporary, flat, {"format": "fdjax", "fdjax": metadata.to_json()}
+            place, flat, {"format": "fdjax", "fdjax": metadata.to_json()}
         )
     return metadata
 
@@ -99,6 +106,7 @@ def read_metadata(path: str | os.PathLike) -> Metadata | None:
         ValueError: It is damaged, or of a newer version.
     """
     path = pathlib.Path(path).expanduser()
+    temporary.settle(path)
     try:
         if (path / _METADATA).is_file():
             return Metadata.from_json((path / _METADATA).read_text("utf-8"))
@@ -151,6 +159,37 @@ def restore(
         ValueError: It is damaged, or belongs to another architecture or config.
     """
     path = pathlib.Path(path).expanduser()
+    while True:
+        temporary.settle(path)
+        before = _place(path)
+        try:
+            params = _restore(path, target_shapes, component, dtype, sharding)
+        except (ValueError, OSError):
+            if _place(path) == before:
+                raise
+        else:
+            if _place(path) == before:
+                return params
+        # It was replaced meanwhile: some files were read of the old one, some of the
+        # new one.
+
+
+def _place(path: pathlib.Path) -> tuple[int, int] | None:
+    """Tells what is at a path from what is put there later."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
+def _restore(
+    path: pathlib.Path,
+    target_shapes: PyTree | None,
+    component: ParametricComponent | None,
+    dtype: Any,
+    sharding: Placement | None,
+) -> Params:
     metadata = _existing_metadata(path)
     if component is not None and target_shapes is None:
         target_shapes = param_shapes(component)
@@ -220,6 +259,7 @@ def open_lazily(path: str | os.PathLike) -> tuple[Metadata, PyTree]:
 
 
 def _existing_metadata(path: pathlib.Path) -> Metadata:
+    temporary.settle(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no checkpoint at {path}.")
     metadata = read_metadata(path)

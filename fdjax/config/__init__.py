@@ -16,13 +16,14 @@ from fdjax.config.serialize import (
     from_json,
     to_json,
 )
-from fdjax.config.values import DTypeName
+from fdjax.config.values import DTypeName, Seed
 
 __all__ = [
     "Component",
     "DTypeName",
     "InstantiateConfig",
     "KnownClasses",
+    "Seed",
     "check_config",
     "class_names",
     "class_path",

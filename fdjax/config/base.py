@@ -193,10 +193,15 @@ def check_value(value: Any, annotation: Any, path: str) -> None:
     """
     if config_values.matches(value, annotation):
         return
-    kind = type(value).__name__
+    kind = type(value)
     # A config's repr is a page; its class says what is wrong.
-    got = f"a {kind}" if is_config(value) else f"{value!r} ({kind})"
-    raise TypeError(f"{path} must be {config_values.describe(annotation)}, got {got}.")
+    got = f"a {kind.__name__}" if is_config(value) else f"{value!r} ({kind.__name__})"
+    wanted = config_values.describe(annotation)
+    # Of the right type: what is wrong is its size, unless the type says so itself.
+    if kind in (int, float) and config_values.matches(kind(0), annotation):
+        range_ = config_values.out_of_range(value, kind)
+        wanted += "" if " from " in wanted else f" {range_}".rstrip()
+    raise TypeError(f"{path} must be {wanted}, got {got}.")
 
 
 def _check_fields(config: Any, path: str) -> None:

@@ -4,6 +4,7 @@ import collections.abc
 import dataclasses
 import difflib
 import enum
+import math
 import pathlib
 import types
 import typing
@@ -12,13 +13,20 @@ from typing import Any
 
 import jax.numpy as jnp
 
-_IS_DTYPE = "the name of a dtype"
+_IS_DTYPE = "the name of a dtype of real numbers of at most 32 bits"
+_IS_SEED = f"an integer from 0 to {2**32 - 1}"
 
 DTypeName = typing.Annotated[str, _IS_DTYPE]
 """Type of a field that names a dtype as jax spells it: "bfloat16", "float32"."""
 
+Seed = typing.Annotated[int, _IS_SEED]
+"""Type of a field that `jax.random.key` is given: beyond 32 bits it would be narrowed,
+and another seed would make the same video."""
+
 _USUAL_DTYPES = ("bfloat16", "float32", "float16", "float8_e4m3fn")
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
+_LARGEST_INT = 2**31 - 1  # what an int32 holds, as jax has no wider integers by default
+_LARGEST_FLOAT = 3.4028234e38  # what a float32 holds
 _SCALARS = (bool, int, float, str, pathlib.Path)
 
 
@@ -43,11 +51,22 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 
 def is_dtype_name(value: Any) -> bool:
-    """Whether a value is the name of a dtype as jax spells it, not another spelling."""
+    """Whether a value is the name of a dtype as jax spells it, not another spelling.
+
+    Of real numbers, and none that jax narrows: "float64" would become "float32".
+    """
     try:
-        return isinstance(value, str) and jnp.dtype(value).name == value
+        dtype = jnp.dtype(value)
     except TypeError:
         return False
+    is_real = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= 4
+    return bool(isinstance(value, str) and dtype.name == value and is_real)
+
+
+def is_seed(value: Any) -> bool:
+    """Whether `jax.random.key` makes a key of a value that no other value makes."""
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    return is_integer and 0 <= value < 2**32
 
 
 def is_optional(annotation: Any) -> bool:
@@ -68,7 +87,7 @@ def describe(annotation: Any) -> str:
         return " or ".join(dict.fromkeys(describe(part) for part in arguments))
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
-        return _IS_DTYPE if _names_dtype(annotation) else describe(arguments[0])
+        return _special(annotation)[0] or describe(arguments[0])
     if origin is typing.Literal:
         return "one of " + ", ".join(map(repr, arguments))
     if origin is tuple and arguments:
@@ -87,8 +106,9 @@ def describe(annotation: Any) -> str:
 def matches(value: Any, annotation: Any) -> bool:
     """Whether a value has the type of a field; unknown kinds of types accept all.
 
-    An int is a float, but a bool is not an int. Lists are refused where a tuple is
-    asked for: a config must be hashable.
+    An int is a float, but a bool is not an int. Numbers must fit what a device computes
+    with, int32 and float32: a larger one would be narrowed to another. Lists are
+    refused where a tuple is asked for: a config must be hashable.
     """
     if annotation is Any:
         return True
@@ -99,8 +119,8 @@ def matches(value: Any, annotation: Any) -> bool:
         return any(matches(value, part) for part in arguments)
     origin = typing.get_origin(annotation) or annotation
     if origin is typing.Annotated:
-        fits = not _names_dtype(annotation) or is_dtype_name(value)
-        return fits and matches(value, arguments[0])
+        words, fits = _special(annotation)
+        return fits(value) if words else matches(value, arguments[0])
     if origin is typing.Literal:
         return any(
             value == choice and type(value) is type(choice) for choice in arguments
@@ -111,10 +131,25 @@ def matches(value: Any, annotation: Any) -> bool:
         return callable(value)
     if origin in (int, float):
         numbers = (int,) if origin is int else (int, float)
-        return isinstance(value, numbers) and not isinstance(value, bool)
+        is_number = isinstance(value, numbers) and not isinstance(value, bool)
+        return is_number and not out_of_range(value, origin)
     if not isinstance(origin, type) or getattr(origin, "_is_protocol", False):
         return True
     return isinstance(value, origin)
+
+
+def out_of_range(value: Any, kind: type) -> str:
+    """What a number must be that int32 or float32 cannot hold; empty if they can.
+
+    Args:
+        value: An int or a float; infinite ones stand for "no limit".
+        kind: int or float, as the field has it.
+    """
+    if kind is int:
+        fits = abs(value) <= _LARGEST_INT
+        return "" if fits else f"from {-_LARGEST_INT} to {_LARGEST_INT}"
+    fits = abs(value) <= _LARGEST_FLOAT or value in (math.inf, -math.inf)
+    return "" if fits else f"from {-_LARGEST_FLOAT} to {_LARGEST_FLOAT}, or infinite"
 
 
 def normalise(value: Any, annotation: Any) -> Any:
@@ -170,9 +205,14 @@ def parse(text: str, annotation: Any, current: Any = None) -> Any:
     if _is_union(annotation):
         return _parse_union(text, annotation)
     if origin is typing.Annotated:
-        if _names_dtype(annotation) and not is_dtype_name(text):
+        words, fits = _special(annotation)
+        if words == _IS_DTYPE and not is_dtype_name(text):
             raise _refusal(text, annotation, did_you_mean(text, _USUAL_DTYPES))
-        return parse(text, arguments[0], current)
+        if words != _IS_SEED:
+            return parse(text, arguments[0], current)
+        if not (text.isdecimal() and len(text) < 20 and fits(int(text))):
+            raise _refusal(text, annotation)
+        return int(text)
     if origin is typing.Literal:
         for choice in arguments:
             if text == str(choice):
@@ -203,9 +243,12 @@ def _parse_scalar(text: str, kind: Any) -> Any:
     convert: dict[Any, Callable[[str], Any]]
     convert = {int: int, float: float, str: str, pathlib.Path: pathlib.Path}
     try:
-        return convert[kind](text)
+        value = convert[kind](text)
     except (KeyError, ValueError):
         raise _refusal(text, kind) from None
+    if kind in (int, float) and (requirement := out_of_range(value, kind)):
+        raise ValueError(f"must be {describe(kind)} {requirement}, got {text!r}")
+    return value
 
 
 def _parse_union(text: str, annotation: Any) -> Any:
@@ -283,5 +326,11 @@ def _is_union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
-def _names_dtype(annotation: Any) -> bool:
-    return _IS_DTYPE in getattr(annotation, "__metadata__", ())
+def _special(annotation: Any) -> tuple[str, Callable[[Any], bool]]:
+    """What the values of an annotated type are, and whether one is; else "" ."""
+    metadata = getattr(annotation, "__metadata__", ())
+    kinds = {_IS_DTYPE: is_dtype_name, _IS_SEED: is_seed}
+    for words, fits in kinds.items():
+        if words in metadata:
+            return words, fits
+    return "", lambda value: True

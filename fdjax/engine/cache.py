@@ -8,6 +8,7 @@ its first chunk alone and joins.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -44,6 +45,21 @@ class StreamInferencePipelineCache:
         return int(self.autoregressive_index.shape[0])
 
 
+def check_key(key: Any) -> None:
+    """Refuses what is no typed key: numbers alias, as only their low bits count.
+
+    Raises:
+        ValueError: With the call that makes one.
+    """
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(
+        key.dtype, jax.dtypes.prng_key
+    )
+    if not typed:
+        raise ValueError(
+            f"key must be a typed key, as jax.random.key(0) makes one, got {key!r}."
+        )
+
+
 def session_keys(key: jax.Array, num_sessions: int) -> jax.Array:
     """One key per session.
 
@@ -57,11 +73,7 @@ def session_keys(key: jax.Array, num_sessions: int) -> jax.Array:
     Raises:
         ValueError: It is no typed key, or there is another number of them.
     """
-    typed = isinstance(key, jax.Array) and jnp.issubdtype(
-        key.dtype, jax.dtypes.prng_key
-    )
-    if not typed:
-        raise ValueError(f"key must be a typed key, jax.random.key(seed), got {key!r}.")
+    check_key(key)
     if key.shape == ():
         return key[None] if num_sessions == 1 else jax.random.split(key, num_sessions)
     if key.shape != (num_sessions,):

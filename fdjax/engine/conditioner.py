@@ -19,6 +19,7 @@ from fdjax.contract.conditioner import (
     ImageEncoderConfig,
     TextEncoderConfig,
 )
+from fdjax.engine.checks import check_finite, readable
 
 _TEXT, _IMAGE = "text_encoder", "image_encoder"
 _SLACK = 1e-3  # by which the rounding of a resize may leave [-1, 1]
@@ -132,8 +133,9 @@ def check_image(image: ArrayLike) -> Array:
             f"image must be floating point in [-1, 1], got {image.dtype}; bytes from 0 "
             "to 255 become image / 127.5 - 1."
         )
-    traced = isinstance(image, jax.core.Tracer)
-    if not traced and getattr(image, "is_fully_addressable", True):
+    if not isinstance(image, jax.core.Tracer) and getattr(
+        image, "is_fully_addressable", True
+    ):
         values = np.asarray(image, np.float32)
         low, high = float(values.min()), float(values.max())  # NaN if any value is
         if not -1 - _SLACK <= low <= high <= 1 + _SLACK:
@@ -142,6 +144,20 @@ def check_image(image: ArrayLike) -> Array:
                 "scale or clip it."
             )
     return jnp.asarray(image)
+
+
+def check_conditions(conditions: Conditions) -> None:
+    """Refuses conditions, made by whatever means, that no network can use.
+
+    Raises:
+        ValueError: The first frame is as `check_image` refuses it, or a value is NaN or
+            infinite.
+    """
+    image = conditions.image
+    # Shapes alone, as `jax.eval_shape` gives them, have no values.
+    if image is not None and (readable(image) or isinstance(image, jax.core.Tracer)):
+        check_image(image)
+    check_finite(conditions, "conditions")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fdjax.axes import Array, Params, PyTree
-from fdjax.config.base import Component, InstantiateConfig
+from fdjax.config import Component, InstantiateConfig, Seed
 from fdjax.contract.scheduler import Scheduler, SchedulerConfig
 from fdjax.contract.transformer import Transformer, TransformerConfig
 
@@ -305,7 +305,7 @@ class DiffusionModelConfig(InstantiateConfig[DiffusionModel]):
     context_noise: float = 0.0
     """Timestep, in [0, 1000], at which finished chunks are committed to the cache."""
 
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of a rollout for which no key is given; None is 0."""
 
     def __post_init__(self) -> None:

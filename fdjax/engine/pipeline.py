@@ -24,6 +24,7 @@ from fdjax import checkpoint
 from fdjax.axes import Array, Params, PyTree
 from fdjax.checkpoint import placement
 from fdjax.config import Component, InstantiateConfig
+from fdjax.config.base import nested_configs
 from fdjax.contract.component import ParametricComponent
 from fdjax.contract.conditioner import Conditioner, ConditionerConfig, Conditions
 from fdjax.contract.decoder import DecoderConfig, StreamingDecoder
@@ -31,9 +32,12 @@ from fdjax.contract.encoder import EncoderConfig, NullEncoder, StreamingEncoder
 from fdjax.engine import rollout, stages
 from fdjax.engine.cache import (
     StreamInferencePipelineCache,
+    check_key,
     require,
     session_keys,
 )
+from fdjax.engine.checks import check_finite
+from fdjax.engine.conditioner import check_conditions
 from fdjax.engine.diffusion import DiffusionModel, DiffusionModelConfig
 from fdjax.sharding import CACHE, Placement, resolve
 
@@ -112,7 +116,11 @@ class StreamInferencePipeline(Component):
             sharding: Where they live; a mesh, one sharding, or a nested dict of either
                 by component and below, see `fdjax.checkpoint.placement`. None: the
                 default device.
+
+        Raises:
+            ValueError: The key is no typed key.
         """
+        check_key(key)
         placement.check_names(sharding, list(self.components))
         params = {}
         for number, (name, part) in enumerate(self.components.items()):
@@ -146,12 +154,16 @@ class StreamInferencePipeline(Component):
         """
         names = self._component_names(only)
         placement.check_names(sharding, list(self.components))
-        return {
-            name: checkpoint.load_params(
-                self.components[name], sharding=placement.part_of(sharding, name)
-            )
-            for name in names
-        }
+        params = {}
+        for name in names:
+            part, placed = self.components[name], placement.part_of(sharding, name)
+            try:
+                params[name] = checkpoint.load_params(part, sharding=placed)
+            except (FileNotFoundError, ValueError) as error:
+                for path in _paths_of(self.config, part.params_owner.config):
+                    error.add_note(f"in pipeline.{path}.checkpoint_path")
+                raise
+        return params
 
     def _component_names(self, only: Sequence[str] | None) -> list[str]:
         unknown = sorted(set(only or ()) - set(self.components))
@@ -251,6 +263,8 @@ class StreamInferencePipeline(Component):
         Raises:
             ValueError: Inputs contradict each other or do not fit the model.
         """
+        if key is not None:
+            check_key(key)
         if conditions is None:
             conditions = self.encode_conditions(params, text=text, image=image)
         elif text is not None or image is not None:
@@ -258,6 +272,7 @@ class StreamInferencePipeline(Component):
                 "Give either conditions= or text=/image=, not both: conditions hold "
                 "the encoded text and image already."
             )
+        check_conditions(conditions)
         height, width = self._pixel_size(conditions, pixel_height, pixel_width)
         height, width = self.latent_size(height, width)
         if key is None:
@@ -311,8 +326,14 @@ class StreamInferencePipeline(Component):
         cache: StreamInferencePipelineCache,
         conditions: Conditions,
     ) -> StreamInferencePipelineCache:
-        """The ready cache with another prompt; what was generated stays visible."""
+        """The ready cache with another prompt; what was generated stays visible.
+
+        Raises:
+            ValueError: The cache is pending or used up, or a condition is NaN or
+                infinite.
+        """
         require(cache, ready=True, caller="update_conditions")
+        check_conditions(conditions)
         transformer_cache = stages.update_conditions(
             self, params["transformer"], cache.transformer_cache, conditions
         )
@@ -347,7 +368,8 @@ class StreamInferencePipeline(Component):
             actions). Without a decoder the clean latent, float32[B, T, H, W, C].
 
         Raises:
-            ValueError: The cache is pending or used up, or the input has no encoder.
+            ValueError: The cache is pending or used up, the input has no encoder, or it
+                is NaN or infinite (looked at where nothing has to be waited for).
         """
         require(cache, ready=True, caller="generate")
         if self.encoder is None and input is not None:
@@ -355,6 +377,7 @@ class StreamInferencePipeline(Component):
                 "generate was given an input, but this pipeline has no encoder; set "
                 f"encoder={NullEncoder.__name__}Config() to pass inputs through."
             )
+        check_finite(input, "input")
         control, encoder_cache = None, cache.encoder_cache
         if self.encoder is not None:
             encoder_cache, control = stages.encode(
@@ -473,3 +496,12 @@ class StreamInferencePipelineConfig(InstantiateConfig[StreamInferencePipeline]):
 
     spatial_compression_ratio: int | None = None
     """Pixels per latent row or column; None: the decoder's, or the encoder's."""
+
+
+def _paths_of(tree: Any, wanted: Any) -> list[str]:
+    """Where a config stands in another one, fields joined by dots."""
+    found = []
+    for name, part in nested_configs(tree):
+        found += [name] if part is wanted else []
+        found += [f"{name}.{path}" for path in _paths_of(part, wanted)]
+    return found

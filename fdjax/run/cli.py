@@ -12,17 +12,21 @@ import logging
 import pathlib
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from absl import flags
 
 from fdjax import config as config_lib
 from fdjax.config.values import did_you_mean
-from fdjax.run import edge, plugins, registry, xla_flags
+from fdjax.run import edge, plugins, registry, versions, xla_flags
 from fdjax.run import flags as cli_flags
 from fdjax.run.runner import RunnerConfig
 
 _NAME = "fdjax-run"
+_SWITCHES = ("--no-instantiate", "--debug", "--help", "--tiny")
+_log = logging.getLogger(__name__)
 _COLUMN = 16  # where descriptions of methods begin
 _GENERAL_HELP = f"""\
 usage: {_NAME} METHOD [--FIELD VALUE ...]
@@ -30,6 +34,9 @@ usage: {_NAME} METHOD [--FIELD VALUE ...]
   {_NAME} METHOD --help            every field of a method, with its default
   {_NAME} METHOD --no-instantiate  print the resolved config and stop
   {_NAME} --config FILE            repeat a run from the config that it wrote
+  {_NAME} METHOD --tiny            the whole path in half a minute on a CPU, by
+                                     a small random network: its output is noise
+  {_NAME} --version                versions and devices, for a bug report
   --nocompilation_cache              do not keep compiled programs for the next run;
                                      they are in FDJAX_CACHE_DIR (~/.cache/fdjax)
   --debug                            show the traceback of an error
@@ -68,6 +75,9 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str], *, in_process_of_its_own: bool) -> int:
+    if "--version" in arguments:
+        print(versions.text())
+        return 0
     method, rest = _split_method(arguments)
     file = _config_file(rest)
     discovery = registry.discover()
@@ -80,6 +90,8 @@ def _run(arguments: list[str], *, in_process_of_its_own: bool) -> int:
             raise ValueError("name a METHOD, one of those above.")
         return 0
     base = _base_config(method, file, discovery)
+    if "--tiny" in rest:
+        base = base.tiny()
     fields = list(cli_flags.config_fields(base))
     values = _parse_flags(rest, fields)
     if values["help"].value:
@@ -95,7 +107,13 @@ def _run(arguments: list[str], *, in_process_of_its_own: bool) -> int:
     if not values["instantiate"].value:
         print(f"Resolved config for {config.runner_name!r}:\n{config.to_text()}")
         return 0
+    if values["tiny"].value:
+        _log.warning(
+            "TINY: a small random network shows the path; its output is noise."
+        )
     if in_process_of_its_own:
+        if values["tiny"].value:
+            xla_flags.compile_quickly()
         xla_flags.set_defaults()
         if values["compilation_cache"].value:
             xla_flags.enable_compilation_cache()
@@ -108,7 +126,7 @@ def _split_method(arguments: list[str]) -> tuple[str | None, list[str]]:
     for index, argument in enumerate(arguments):
         if not argument.startswith("-"):
             return argument, arguments[:index] + arguments[index + 1 :]
-        if argument.replace("_", "-") not in ("--no-instantiate", "--debug", "--help"):
+        if argument.replace("_", "-") not in _SWITCHES:
             break
     return None, arguments
 
@@ -134,6 +152,8 @@ def _parse_flags(
     flags.DEFINE_bool(
         "compilation_cache", True, "Keep compiled programs.", flag_values=values
     )
+    flags.DEFINE_bool("tiny", False, "A small random network.", flag_values=values)
+    flags.DEFINE_bool("version", False, "Print versions.", flag_values=values)
     flags.DEFINE_bool("debug", False, "Show tracebacks.", flag_values=values)
     flags.DEFINE_string("config", None, "A run's config.", flag_values=values)
     cli_flags.define_flags(fields, values)
@@ -210,19 +230,45 @@ def _wrap(text: str, first: int, rest: int) -> list[str]:
     )
 
 
+class _OnlyOnce(logging.Filter):
+    """Lets each warning through once, however many parts of a run come upon it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is shown."""
+        if record.levelno < logging.WARNING:
+            return True
+        text = record.getMessage()
+        is_new = text not in self._told
+        self._told.add(text)
+        return is_new
+
+
+def _log_warning(message: Any, *_: Any, **__: Any) -> None:
+    """Shows a warning as one line, without the line of source that gave it."""
+    _log.warning("%s", message)
+
+
 @contextlib.contextmanager
 def _log_to_stderr() -> Iterator[None]:
     """Shows log records, from INFO for methods and from WARNING for the rest."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.addFilter(_OnlyOnce())
     loggers = [logging.getLogger(name) for name in plugins.method_packages()]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.INFO)
     logging.getLogger().addHandler(handler)
+    shown = warnings.showwarning
+    warnings.showwarning = _log_warning
     try:
         yield
     finally:
+        warnings.showwarning = shown
         logging.getLogger().removeHandler(handler)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -2,8 +2,8 @@
 
 An entry is one prompt or one image under one part of a conditioner: a safetensors file
 named by the hash of the input, the part's config (its dtype and the addresses of its
-weights included), its local files and fdjax's version. A second run with the same
-prompt finds it and never loads the encoder.
+weights included), which version of its files is on this machine, and fdjax's version.
+A second run with the same prompt finds it and never loads the encoder.
 
     weights = WeightsOnDemand(pipeline.load_params, list(pipeline.conditioner.parts))
     conditions = cached(pipeline.conditioner).encode(weights, text=["a beach"])
@@ -25,12 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fdjax.axes import Array, Params, PyTree
-from fdjax.checkpoint import address, files, safetensors_format, store
+from fdjax.checkpoint import address, fetch, files, safetensors_format, store
 from fdjax.checkpoint.metadata import installed_version
 from fdjax.config import config_hash
 from fdjax.contract.conditioner import ConditionEncoder, Conditioner
 
-_FORMAT = 2
+_FORMAT = 3
 _ROWS = "rows"  # of an encoder that gives one array; f"{_ROWS}/{name}" of a dict
 _SAMPLE = 1 << 16  # bytes, at the start, in the middle and at the end of a file
 _WORTH_KEEPING = 64 << 20  # bytes of weights; smaller encoders load faster than fdjax
@@ -113,17 +113,17 @@ def cached_encode(
     identity = _identity(encoder)
     if identity is None:
         return encoder.encode(load(), inputs)
-    paths = [folder / f"{_key(identity, item)}.safetensors" for item in inputs]
-    rows = [_read(path) for path in paths]
+    rows = [_read(_path(folder, identity, item)) for item in inputs]
     missing = [number for number, row in enumerate(rows) if row is None]
     if missing:
         weights = load()
+        identity = _identity(encoder)  # it may have been fetched just now
         keep = sum(leaf.nbytes for leaf in jax.tree.leaves(weights)) >= keep_from
         for number in missing:
             # One at a time: what is kept must not depend on its neighbours.
             rows[number] = entry = _run(encoder, weights, inputs[number : number + 1])
             if keep:
-                _write(paths[number], entry)
+                _write(_path(folder, identity, inputs[number]), entry)
     entries = [row for row in rows if row]
     for message in dict.fromkeys(m for entry in entries for m in entry.warnings):
         warnings.warn(message, stacklevel=2)
@@ -186,7 +186,7 @@ def _identity(encoder: ConditionEncoder) -> Any:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name.endswith("_path") and value is not None:
-            sources[field.name] = [os.fspath(value), _stamps(address.local_path(value))]
+            sources[field.name] = [os.fspath(value), _version(value)]
     return {
         "format": _FORMAT,
         "fdjax": installed_version(),
@@ -195,13 +195,19 @@ def _identity(encoder: ConditionEncoder) -> Any:
     }
 
 
-def _stamps(path: pathlib.Path | None) -> list:
-    """What tells a local file or folder from any other; empty for a remote one.
+def _version(source: str | os.PathLike) -> list | str:
+    """What an address stands for at present, as far as it is on this machine."""
+    path = address.local_path(source)
+    return fetch.cached_version(source) if path is None else _stamps(path)
+
+
+def _stamps(path: pathlib.Path) -> list:
+    """What tells a local file or folder from any other; empty if there is none.
 
     Size and times alone do not: a copy may keep them, and a file system may count in
     seconds. Whole files are gigabytes, so the contents are sampled.
     """
-    if path is None or not path.exists():
+    if not os.path.exists(path):
         return []
     if path.is_dir():
         own = store.read_metadata(path) is not None
@@ -226,6 +232,10 @@ def _stamp(file: pathlib.Path) -> list:
     return [*place, stat.st_size, *times, digest.hexdigest()]
 
 
+def _path(folder: pathlib.Path, identity: Any, item: str | Array) -> pathlib.Path:
+    return folder / f"{_key(identity, item)}.safetensors"
+
+
 def _key(identity: Any, item: str | Array) -> str:
     if isinstance(item, str):
         description: dict[str, Any] = {"text": item}
@@ -246,11 +256,12 @@ def _write(path: pathlib.Path, entry: _Entry) -> None:
         "sha256": _checksum(stored),
     }
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with files.atomic_output(path) as temporary:
-            safetensors_format.write_safetensors(temporary, stored, metadata)
+        with files.explain_cache(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with files.atomic_output(path) as temporary:
+                safetensors_format.write_safetensors(temporary, stored, metadata)
     except OSError as error:
-        _log.warning("Conditions cannot be kept at %s: %s.", path, error)
+        _log.warning("Conditions are not kept: %s.", error.strerror or error)
 
 
 def _without_padding(values: np.ndarray) -> np.ndarray:

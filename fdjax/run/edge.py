@@ -1,13 +1,18 @@
 """The edge of a command line: what its user sees when something goes wrong."""
 
+import contextlib
 import errno
 import os
+import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
 
 from absl import flags
+
+from fdjax.checkpoint import files
+from fdjax.run import signals
 
 FAILURE = 1
 """Exit code where neither the command nor its inputs are wrong: a full disk, a bug."""
@@ -16,48 +21,85 @@ MISTAKE = 2
 """Exit code of a user's mistake, told in one message."""
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
+"""Exit code after Ctrl-C; after another signal, 128 and its number."""
 
+_LINE = 500  # characters
 _MISTAKES = (ValueError, KeyError, OSError, flags.Error)
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LIBRARIES = sys.stdlib_module_names | {
+    *("PIL", "av", "flax", "huggingface_hub", "imageio", "jax", "jaxlib", "ml_dtypes"),
+    *("numpy", "orbax", "safetensors", "tensorstore", "tokenizers"),
+}
+"""Whose errors say what they could not do, and not what a user should."""
 
 
 def guard(name: str, command: Callable[[], int], *, debug: bool = False) -> int:
     """Runs a command and tells what stopped it in one message; returns the exit code.
 
     A `ValueError`, `KeyError` or `OSError` is taken for a mistake in what was given,
-    which its text explains. Any other exception is a bug or a failure of the machine:
-    its traceback goes to a file that the message names.
+    which its text explains; if a library raised it, its first line and a file with
+    the traceback. Any other exception is a bug or a failure of the
+    machine, and is told in the same way. SIGTERM and SIGHUP end the command as Ctrl-C
+    does.
 
     Args:
         name: Program, as its messages begin.
         command: Returns an exit code.
         debug: Show every traceback.
     """
-    try:
-        code = command()
-        sys.stdout.flush()
-        return code
-    except KeyboardInterrupt as interrupt:
-        _tell(f"\n{name}: interrupted. {interrupt}".rstrip())
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of a list went away (`| head`): nothing is left to tell it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with signals.ending_like_ctrl_c() as came:
+        try:
+            code = command()
+            sys.stdout.flush()
+            return code
+        except KeyboardInterrupt as interrupt:
+            why = signal.Signals(came[0]).name if came else "interrupted"
+            _tell(f"\n{name}: {why}. {interrupt}".rstrip())
+            return 128 + came[0] if came else INTERRUPTED
+        except BrokenPipeError:
+            # The reader of a list went away (`| head`): nothing is left to tell it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FAILURE
+        except Exception as error:
+            return _explain(name, error, debug)
+
+
+def _explain(name: str, error: Exception, debug: bool) -> int:
+    """Tells an error; returns the exit code."""
+    text = message(error)
+    first = files.shorten(text.partition("\n")[0], _LINE)
+    if isinstance(error, FloatingPointError):  # a network's NaN, explained by the run
+        _tell(f"{name}: failed: {text}")
         return FAILURE
-    except _MISTAKES as error:
+    if not isinstance(error, _MISTAKES):
+        kept = _keep_traceback(name, error, debug)
+        _tell(f"{name}: failed: {type(error).__name__}: {first} ({kept})")
+        return FAILURE
+    if _is_unexplained(error):
+        kept = _keep_traceback(name, error, debug)
+        _tell(f"{name}: error: {first} ({kept})")
+    else:
         if debug:
             traceback.print_exception(error)
-        _tell(f"{name}: error: {message(error)}")
-        full = isinstance(error, OSError) and error.errno in _DISK_FULL
-        return FAILURE if full else MISTAKE
-    except Exception as error:
-        kind = type(error).__name__
-        first = message(error).partition("\n")[0]
-        _tell(
-            f"{name}: failed: {kind}: {first} ({_keep_traceback(name, error, debug)})"
-        )
-        return FAILURE
+        _tell(f"{name}: error: {text}")
+    full = isinstance(error, OSError) and error.errno in _DISK_FULL
+    return FAILURE if full else MISTAKE
+
+
+def _is_unexplained(error: BaseException) -> bool:
+    """Whether a mistake's text was not written for the user of a command.
+
+    The operating system's is clear enough with the name of a file in it.
+    """
+    if isinstance(error, KeyError):
+        return " " not in str(error.args[0] if error.args else "")
+    if isinstance(error, flags.Error) or (
+        isinstance(error, OSError) and error.filename is not None
+    ):
+        return False
+    frames = list(traceback.walk_tb(error.__traceback__))
+    module = frames[-1][0].f_globals.get("__name__", "") if frames else ""
+    return module.partition(".")[0] in _LIBRARIES
 
 
 def message(error: BaseException) -> str:
@@ -70,11 +112,13 @@ def message(error: BaseException) -> str:
         text = f"{error.strerror}{name}"
     text = text or type(error).__name__
     notes = getattr(error, "__notes__", [])  # jax adds others
-    return text + "".join(f" ({note})" for note in notes if note.startswith("in "))
+    shown = [f" ({note})" for note in notes if note.startswith("in ")]
+    return text + "".join(shown).replace("(in pipeline.", "(flag --pipeline.")
 
 
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody may be left to read it
+        print(text, file=sys.stderr, flush=True)
 
 
 def _keep_traceback(name: str, error: Exception, debug: bool) -> str:

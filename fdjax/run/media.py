@@ -38,7 +38,8 @@ def read_image(path: str | pathlib.Path) -> np.ndarray:
     """An image file as uint8[H, W, 3].
 
     Transparent pixels are laid over white, with a warning in the log. The orientation
-    in EXIF data is applied.
+    in EXIF data is applied. Pillow's limit on the number of pixels holds, 178,956,970:
+    a file of a few kilobytes can ask for all memory.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -47,7 +48,7 @@ def read_image(path: str | pathlib.Path) -> np.ndarray:
     import imageio.v3 as iio
     from PIL import Image
 
-    path = fetch.fetch_file(path)
+    path = fetch.fetch_file(path, what="image").absolute()
     if not _is_image(path):
         raise ValueError(
             f"image file {path} cannot be read: it is none of {', '.join(_FORMATS)}, "
@@ -55,22 +56,27 @@ def read_image(path: str | pathlib.Path) -> np.ndarray:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Said from half the limit on: cameras and scanners make such pictures.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with iio.imopen(path, "r", plugin="pillow") as file:
-                deep = file.metadata(index=0)["mode"].startswith("I;16")
+                deep = _is_deep(file.metadata(index=0)["mode"], path)
                 # 16 bits are cut to 8 below: Pillow would clip them.
                 mode = None if deep else "RGBA"
                 reader: Any = file
                 pixels = np.asarray(reader.read(index=0, mode=mode))
                 # imageio's own rotation takes the wrong axis of gray ones read as RGBA.
                 stored = file.metadata(index=0, exclude_applied=False)
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        Warning,
-        Image.DecompressionBombError,
-    ) as e:
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise ValueError(
+            f"image file {path} must have at most {limit:,} pixels, and says that it "
+            "has more; make it smaller."
+        ) from None
+    except MemoryError:
+        raise ValueError(
+            f"image file {path} needs more memory than there is; make it smaller."
+        ) from None
+    except (OSError, SyntaxError, ValueError) as e:
         raise ValueError(
             f"image file {path} cannot be read: {e}. It must be a complete image "
             f"({', '.join(_FORMATS)})."
@@ -84,8 +90,23 @@ def read_image(path: str | pathlib.Path) -> np.ndarray:
     if alpha.min() == 255:
         return np.ascontiguousarray(colours)
     _log.warning("%s is partly transparent; it is laid over white.", path)
-    share = alpha / np.float32(255)
-    return np.rint(colours * share + 255 * (1 - share)).astype(np.uint8)
+    for row, opacity in zip(pixels, alpha, strict=True):  # by rows, which need no room
+        share = opacity / np.float32(255)
+        row[:, :3] = np.rint(row[:, :3] * share + 255 * (1 - share))
+    return np.ascontiguousarray(colours)
+
+
+def _is_deep(mode: str, path: pathlib.Path) -> bool:
+    """Whether Pillow's mode of an image is gray of 16 bits.
+
+    Raises:
+        ValueError: It has numbers of which nobody says what white is.
+    """
+    with path.open("rb") as file:
+        is_pgm = file.read(1) == b"P"  # which is of 16 bits then
+    if mode in ("I", "F") and not is_pgm:
+        raise ValueError("it holds 32-bit numbers; save it with 8 or 16 bits")
+    return mode.startswith("I")
 
 
 def _is_image(path: pathlib.Path) -> bool:
@@ -119,7 +140,8 @@ def read_video(path: str | pathlib.Path, max_frames: int | None = None) -> np.nd
     """
     import imageio.v3 as iio
 
-    path = fetch.fetch_file(path)
+    # Absolute: what stands before a colon would be taken for a protocol.
+    path = fetch.fetch_file(path, what="video").absolute()
     try:
         # Twice: imageio gives a frame's side data or its pixels, and goes on.
         with iio.imopen(path, "r", plugin="pyav") as file:
@@ -182,7 +204,7 @@ def read_first_frame(path: str | pathlib.Path) -> np.ndarray:
         FileNotFoundError: There is no such file.
         ValueError: It cannot be read.
     """
-    path = fetch.fetch_file(path)
+    path = fetch.fetch_file(path, what="image").absolute()
     if _is_image(path):
         return read_image(path)
     try:
@@ -292,7 +314,7 @@ class FrameSampler:
 
     def __init__(self, count: int = 12):
         self.count = count
-        self._kept: list[np.ndarray] = []
+        self._kept: list[tuple[int, np.ndarray]] = []
         self._stride = 1
         self._seen = 0
 
@@ -300,7 +322,7 @@ class FrameSampler:
         """Takes the next frames, uint8[T, H, W, 3]."""
         for frame in frames:
             if self._seen % self._stride == 0:
-                self._kept.append(frame.copy())
+                self._kept.append((self._seen, frame.copy()))
                 if len(self._kept) >= 4 * self.count:
                     self._kept = self._kept[::2]
                     self._stride *= 2
@@ -308,6 +330,10 @@ class FrameSampler:
 
     def frames(self) -> list[np.ndarray]:
         """At most `count` frames, the first one included."""
+        return [frame for _, frame in self.numbered()]
+
+    def numbered(self) -> list[tuple[int, np.ndarray]]:
+        """As `frames`, each behind its number in the stream."""
         count = min(self.count, len(self._kept))
         order = np.linspace(0, len(self._kept) - 1, count).round().astype(int)
         return [self._kept[index] for index in order]

@@ -116,14 +116,14 @@ class OutputWriter:
         self._writers: list[tuple[Part, writer.ChunkWriter]] = []
         self._stack = contextlib.ExitStack()
 
-    def write(self, chunk: PyTree) -> None:
-        """Takes the output of the next chunk; waits for nothing."""
+    def write(self, chunk: PyTree, keep: writer.Verdict | None = None) -> None:
+        """Takes the output of the next chunk; see `ChunkWriter.write`."""
         if not self._writers:
             self._open(chunk)
         leaves = jax.tree.leaves(chunk)
         pixels = [media.to_uint8(x) if self._is_video(x) else x for x in leaves]
         for part, file in self._writers:
-            file.write(part.pick(pixels))
+            file.write(part.pick(pixels), keep)
 
     def wait(self) -> None:
         """Waits while any file has too many chunks left."""

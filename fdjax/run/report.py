@@ -1,16 +1,20 @@
 """Follows a run on the host: progress, stats, and the files beside the video."""
 
 import dataclasses
+import logging
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from fdjax import config as config_lib
 from fdjax.checkpoint import files
-from fdjax.run import media, plugins, stats
+from fdjax.run import media, plugins, sheet, signals, stats
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,11 @@ class OutputPaths:
         """The config that repeats the run."""
         return self.folder / f"{self.name}.config.json"
 
+    @property
+    def session(self) -> pathlib.Path:
+        """The session, from which the run can be extended."""
+        return self.folder / f"{self.name}.session"
+
 
 class RunReport:
     """Follows a run: its progress bar, its stats, and the files beside the video.
@@ -49,17 +58,40 @@ class RunReport:
         num_chunks: How many the run is to make.
         num_frames: Frames that arrived on the host so far.
         stages: Stage times of each chunk, filled by a runner that profiles.
+        nonfinite: The stage at fault, by chunk of the run, of chunks that are NaN or
+            infinite.
+        outputs: The videos and arrays that were written.
+        has_session: Whether the session was written.
         paths: Where the files go.
+
+    Args:
+        config: Of the run.
+        num_chunks: How many it is to make.
+        name: Name of its files.
+        first: Index of its first chunk in the session.
+        label: See `RunnerInputs.label`.
     """
 
-    def __init__(self, config: Any, num_chunks: int):
-        self._config = config
+    def __init__(
+        self,
+        config: Any,
+        num_chunks: int,
+        *,
+        name: str,
+        first: int = 0,
+        label: Callable[[int, int], str] | None = None,
+    ):
+        self._config, self._first, self._label = config, first, label
         self.num_chunks = num_chunks
         self.num_frames = 0
         self.stages: list[dict[str, float]] = []
+        self.nonfinite: dict[int, str] = {}
+        self.outputs: list[pathlib.Path] = []
+        self.has_session = False
+        self._has_sheet = False
         self.paths = OutputPaths(
             pathlib.Path(config.output_dir).expanduser(),
-            config.runner_name + ("-random-weights" if config.random_weights else ""),
+            name,
             ".mp4" if config.pipeline.decoder is not None else ".npy",
         )
         self._arrivals: list[dict[str, float]] = []
@@ -73,9 +105,20 @@ class RunReport:
         shown = self._config.progress
         if shown is None:
             shown = sys.stderr.isatty()
+        self._say("Compiling for the first chunk, unless an earlier run kept it ...")
         self._bar = tqdm(total=self.num_chunks, unit="chunk", disable=not shown)
         self._since = time.perf_counter()
         return self
+
+    def dispatched(self) -> None:
+        """Notes that the first chunk was compiled and is on its way."""
+        if self._bar.disable:
+            seconds = time.perf_counter() - self._since
+            self._say("... first chunk under way after %.1f s.", seconds)
+
+    def _say(self, text: str, *values: Any) -> None:
+        if self._config.progress is not False:
+            _log.info(text, *values)
 
     def __exit__(self, *_: Any) -> None:
         self._bar.close()
@@ -101,16 +144,34 @@ class RunReport:
 
         `wall_ms` is the time since the chunk before arrived on the host (for the first
         one, since the loop began: compilation included). Stage times are there with
-        `profile` only.
+        `profile` only. A chunk that is NaN or infinite names the stage as `nonfinite`;
+        one that ended the run is the last entry, with no frames.
         """
         chunks = []
         for index, arrival in enumerate(self._arrivals):
             stages = self.stages[index] if self.stages else {}
-            chunk = {"autoregressive_index": index, **stages, **arrival}
-            if self._config.random_weights:
-                chunk["random_weights"] = True
-            chunks.append(chunk)
+            chunks.append(self._chunk(index, stages | arrival))
+        if self.nonfinite and not self._config.allow_nonfinite:
+            chunks.append(self._chunk(min(self.nonfinite), {"frames": 0}))
         return chunks
+
+    def _chunk(self, index: int, values: dict[str, Any]) -> dict[str, Any]:
+        chunk = {"autoregressive_index": self._first + index, **values}
+        if index in self.nonfinite:
+            chunk["nonfinite"] = self.nonfinite[index]
+        if self._config.random_weights:
+            chunk["random_weights"] = True
+        return chunk
+
+    def _frame_label(self, number: int) -> str:
+        """Number of a frame in the run's video, and what was held then."""
+        rest = number
+        for index, arrival in enumerate(self._arrivals):
+            if rest < arrival["frames"] and self._label is not None:
+                held = self._label(self._first + index, int(rest))
+                return f"{number} {held}".rstrip()
+            rest -= int(arrival["frames"])
+        return str(number)
 
     def metadata(self) -> dict[str, str]:
         """Tags of the video."""
@@ -120,16 +181,56 @@ class RunReport:
         return {"title": self.paths.name, "comment": comment}
 
     def write(self) -> None:
-        """Writes the contact sheet, the stats and the config."""
-        if frames := self._sampler.frames():
-            media.write_png(self.paths.sheet, media.contact_sheet(frames))
+        """Writes the contact sheet, the stats and the config.
+
+        Raises:
+            OSError: One of them cannot be written; says that the video is there.
+        """
+        with signals.held():
+            try:
+                self._write()
+            except OSError as error:
+                reason = error.strerror or str(error)
+                message = f"{reason}; complete is {self.paths.output.absolute()}"
+                raise OSError(error.errno, message) from error
+
+    def _write(self) -> None:
+        if frames := self._sampler.numbered():
+            labels = [self._frame_label(number) for number, _ in frames]
+            pictures = [frame for _, frame in frames]
+            media.write_png(self.paths.sheet, sheet.labelled(pictures, labels))
+            self._has_sheet = True
         stats.write_stats(self.paths.stats, self.chunks())
         text = config_lib.to_json(self._config, classes=plugins.known_classes())
         files.write_text(self.paths.config, text + "\n")
 
+    def written(self) -> list[pathlib.Path]:
+        """All files of the run."""
+        paths = self.paths
+        beside = [paths.stats, paths.config]
+        beside += [paths.sheet] if self._has_sheet else []
+        beside += [paths.session] if self.has_session else []
+        return [*self.outputs, *beside]
+
+    def nonfinite_text(self) -> str:
+        """What is wrong with the first chunk that is not finite."""
+        index = min(self.nonfinite)
+        return (
+            f"chunk {self._first + index} is NaN or infinite, and the first stage that "
+            f"gave it is {self.nonfinite[index]!r}. Check weights and dtypes; "
+            f"--allow_nonfinite goes on. {self.outcome()}"
+        )
+
     def outcome(self) -> str:
-        """One line: what was made, and where it is."""
+        """One line: what was made, and which files it is."""
+        files = [path.absolute() for path in self.written()]
         if not self.num_frames:
-            return "Nothing was made."
-        summary = stats.summary(self.chunks())
-        return f"Wrote {self.paths.output.absolute()}: {summary}."
+            return (
+                f"Nothing was made, see {files[0]}."
+                if self.nonfinite
+                else ("Nothing was made.")
+            )
+        names = [str(files[0]), *(path.name for path in files[1:])]
+        bad = len(self.nonfinite) if self._config.allow_nonfinite else 0
+        warning = f", {bad} chunks of them NaN or infinite" if bad else ""
+        return f"Wrote {', '.join(names)}: {stats.summary(self.chunks())}{warning}."

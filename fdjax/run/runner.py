@@ -5,67 +5,49 @@ makes a chunk while the host encodes the one before. A method overrides `read_in
 and `encode_conditions` if its conditions are special.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
+import math
 import pathlib
 import re
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.typing import ArrayLike
 
 from fdjax import config as config_lib
 from fdjax.axes import Params, PyTree
 from fdjax.checkpoint import address, files
-from fdjax.config import Component, InstantiateConfig
+from fdjax.checkpoint.store import param_shapes
+from fdjax.config import Component, InstantiateConfig, Seed
 from fdjax.contract.conditioner import Conditions
 from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
-from fdjax.run import conditions_store, media, plugins, stats
+from fdjax.run import (
+    conditions_store,
+    downloads,
+    finite,
+    media,
+    memory,
+    naming,
+    needs,
+    plugins,
+    stats,
+    stream,
+)
+from fdjax.run.inputs import RunnerInputs, RunnerResult
 from fdjax.run.outputs import Arrangement, OutputWriter
 from fdjax.run.report import RunReport
-from fdjax.run.writer import ChunkWriter, NullWriter
+from fdjax.run.writer import NullWriter
 
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SEEN_STRETCH = 0.05  # of proportions; rounding to a network's patches changes less
+_LARGEST_SIDE = 16384  # pixels; what H.264 holds
+_LARGEST_RATE = 1000  # frames per second
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunnerInputs:
-    """What a rollout starts from, read and checked.
-
-    Attributes:
-        text: One prompt, or None.
-        image: First frame in [-1, 1], float[1, H, W, 3], or None.
-        controls: One input per chunk for the pipeline's encoder, or None. The rollout
-            ends where they end.
-        extra: Whatever else the method's `encode_conditions` needs.
-    """
-
-    text: tuple[str, ...] | None = None
-    image: ArrayLike | None = None
-    controls: Sequence[PyTree] | None = None
-    extra: Any = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunnerResult:
-    """What a run made.
-
-    Attributes:
-        output: The video, or `.npy` of latents without a decoder; the first of
-            `outputs`.
-        outputs: One file per session and view, or one for all: `arrangement`.
-        num_frames: Frames in it.
-        stats: One entry per chunk, as in the stats file.
-    """
-
-    output: pathlib.Path
-    outputs: tuple[pathlib.Path, ...]
-    num_frames: int
-    stats: list[dict[str, Any]]
 
 
 class Runner(Component):
@@ -125,22 +107,32 @@ class Runner(Component):
         return None
 
     def read_image(
-        self, path: str | pathlib.Path, method: str = "bilinear"
+        self,
+        path: str | pathlib.Path,
+        method: str = "bilinear",
+        size: tuple[int, int] | None = None,
     ) -> np.ndarray:
         """An image or a video's first frame at the size of the run, in [-1, 1].
 
         Args:
             path: A file or an http(s) URL.
             method: See `fdjax.run.media.resize`.
+            size: Height and width; None: those of the config.
 
         Returns:
             float32[1, H, W, 3].
         """
         image = media.read_first_frame(path)
-        size = self.config.pixel_height, self.config.pixel_width
-        if image.shape[:2] != size:
-            _log.info(
-                "%s is %d x %d, resized to %d x %d.", path, *image.shape[:2], *size
+        size = size or (self.config.pixel_height, self.config.pixel_width)
+        height, width = image.shape[:2]
+        if (height, width) != size:
+            stretch = (size[0] * width) / (size[1] * height)
+            changed = abs(math.log(stretch)) > _SEEN_STRETCH
+            _log.log(
+                logging.WARNING if changed else logging.INFO,
+                "%s is %d x %d, resized to %d x %d%s.",
+                *(path, height, width, *size),
+                ": its proportions change" if changed else "",
             )
         return media.from_uint8(media.resize(image, *size, method))[None]
 
@@ -152,46 +144,42 @@ class Runner(Component):
         Files in `output_dir`, each of which appears whole or not at all: the video
         `<name>.mp4` (of several views or sessions `<name>.<view>.session<n>.mp4`; an
         array that is no video `<name>.<key>.npy`), a contact sheet `<name>.png`,
-        `stats_<name>.json`, and `<name>.config.json`, from which the run can be
-        repeated. With random weights the name says so.
+        `stats_<name>.json`, `<name>.config.json`, from which the run can be repeated,
+        and with `save_session` `<name>.session`, from which it can be extended. The
+        second run in a directory is `<name>-2`, and so on. With random weights the
+        name says so.
 
         Raises:
             ValueError, FileNotFoundError, PermissionError: Before anything expensive.
+            NonFiniteError: A chunk was NaN or infinite; the chunks before it were
+                written.
             KeyboardInterrupt: After the files of an interrupted run were written.
         """
+        config = self.config
         inputs = self.prepare()
-        conditioner = self.pipeline.conditioner
-        one_shot = [] if conditioner is None else list(conditioner.parts)
-        weights = conditions_store.WeightsOnDemand(self._weights, one_shot)
-        conditions = self.encode_conditions(weights, inputs)
-        del weights  # text encoders are large: freed before the rest is loaded
-        streaming = [name for name in self.pipeline.components if name not in one_shot]
-        # A size or a condition that does not fit shows in the shapes alone.
-        parts = self.pipeline.components
-        shapes = {name: parts[name].param_shapes() for name in streaming}
-        initialize = functools.partial(self._initialize_cache, conditions=conditions)
-        jax.eval_shape(initialize, shapes)
-        params = self._weights(streaming)
-        cache = initialize(params)
-        report = RunReport(self.config, self.num_chunks(inputs))
-        writer = self._writer(report)
-        interrupted = False
-        try:
-            with report, writer:
-                self._stream(params, cache, inputs, writer, report)
-        except KeyboardInterrupt:
-            interrupted = True
-        if jax.process_index() == 0 and report.num_frames:
-            report.write()
-        if interrupted:
-            raise KeyboardInterrupt(report.outcome())
-        _log.info("%s", report.outcome())
-        return RunnerResult(
-            output=writer.paths[0] if writer.paths else report.paths.output,
-            outputs=tuple(writer.paths),
-            num_frames=report.num_frames,
-            stats=report.chunks(),
-        )
+        session = None
+        if config.resume is not None:
+            session = stream.resume(config.resume, self.pipeline)
+        first = 0 if session is None else session.first
+        if (num_chunks := self.num_chunks(inputs, first)) < 1:
+            raise ValueError(
+                f"The controls must go beyond chunk {first}, where the session is, "
+                f"they end after {len(inputs.controls or ())} chunks in all."
+                if first
+                else "The controls must span at least one chunk, got none."
+            )
+        params, session = self._begin(inputs, session)
+        folder = pathlib.Path(config.output_dir).expanduser()
+        with contextlib.ExitStack() as stack:
+            name = config.output_name
+            if jax.process_index() == 0:
+                name = stack.enter_context(
+                    naming.reserved(folder, name, overwrite=config.overwrite)
+                )
+            report = RunReport(
+                config, num_chunks, name=name, first=first, label=inputs.label
+            )
+            return self._stream(params, session, inputs, report)
 
     def prepare(self) -> RunnerInputs:
         """Everything that can be checked before a weight is read; returns the inputs.
@@ -201,10 +189,11 @@ class Runner(Component):
         """
         config = self.config
         config_lib.check_config(config)
+        memory.check_device()
         _ = self.pipeline.components
         self.pipeline.latent_size(config.pixel_height, config.pixel_width)
         inputs = self.read_inputs()
-        if self.num_chunks(inputs) < 1:
+        if inputs.controls is not None and not len(inputs.controls):
             raise ValueError("The controls must span at least one chunk, got none.")
         files.check_output_dir(config.output_dir)
         config_lib.to_json(config, classes=plugins.known_classes())
@@ -212,28 +201,144 @@ class Runner(Component):
             media.check_video_encoder()
         if config.random_weights:
             _log.warning(
-                "RANDOM WEIGHTS: %s runs untrained; its output means nothing.",
+                "RANDOM WEIGHTS: %s runs untrained; its output is noise and means "
+                "nothing.",
                 config.runner_name,
             )
         else:
             self._check_checkpoints()
+        self._check_memory(inputs)
         return inputs
 
-    def num_chunks(self, inputs: RunnerInputs) -> int:
-        """Chunks that a run makes: `total_blocks`, or fewer if the controls end."""
+    def num_chunks(self, inputs: RunnerInputs, first: int = 0) -> int:
+        """Chunks that a run makes: `total_blocks`, or fewer if the controls end.
+
+        Args:
+            inputs: From `read_inputs`.
+            first: The chunk at which it begins; the controls are of the whole session.
+        """
         if inputs.controls is None:
             return self.config.total_blocks
-        return min(self.config.total_blocks, len(inputs.controls))
+        return min(self.config.total_blocks, len(inputs.controls) - first)
 
-    def _initialize_cache(self, params: Params, *, conditions: Conditions) -> PyTree:
+    def _begin(
+        self, inputs: RunnerInputs, session: stream.Session | None
+    ) -> tuple[Params, stream.Session]:
+        """The weights that stream, on the device, and the session's beginning."""
+        conditioner = self.pipeline.conditioner
+        one_shot = [] if conditioner is None else list(conditioner.parts)
+        streaming = [name for name in self.pipeline.components if name not in one_shot]
+        if session is not None:
+            _log.info(
+                "Resumed at chunk %d; prompt, image and seed are its own.",
+                session.first,
+            )
+            return self._weights(streaming), session
+        weights = conditions_store.WeightsOnDemand(self._weights, one_shot)
+        conditions = self.encode_conditions(weights, inputs)
+        del weights  # text encoders are large: freed before the rest is loaded
+        if not self.config.allow_nonfinite:
+            finite.check_conditions(conditions)
+        # A size or a condition that does not fit shows in the shapes alone.
+        self._needs(conditions).check()
+        params = self._weights(streaming)
+        cache = self._initialize_cache(params, conditions)
+        return params, stream.Session(self.pipeline, cache)
+
+    def _stream(
+        self,
+        params: Params,
+        session: stream.Session,
+        inputs: RunnerInputs,
+        report: RunReport,
+    ) -> RunnerResult:
+        """Streams, and writes what there is however that ends."""
+        config = self.config
+        writer = self._writer(report)
+        watch = finite.FiniteWatch(stats.Profiler() if config.profile else None)
+        interrupted = False
+        try:
+            with report, writer:
+                stream.stream(
+                    session,
+                    params,
+                    inputs.controls,
+                    writer,
+                    report,
+                    watch,
+                    keep_nonfinite=config.allow_nonfinite,
+                    keep_whole=config.save_session,
+                )
+        except KeyboardInterrupt:
+            interrupted = True
+        if not interrupted:
+            watch.wait()
+        report.nonfinite = dict(watch.bad)
+        report.outputs = list(writer.paths)
+        if jax.process_index() == 0 and (report.num_frames or report.nonfinite):
+            report.write()
+            if config.save_session and not report.nonfinite:
+                self._save_session(session, report)
+            if config.overwrite:
+                written = {path.name for path in report.written()}
+                naming.remove_leftovers(report.paths.folder, report.paths.name, written)
+        if interrupted:
+            raise KeyboardInterrupt(report.outcome())
+        if report.nonfinite and not config.allow_nonfinite:
+            raise finite.NonFiniteError(report.nonfinite_text())
+        _log.info("%s", report.outcome())
+        return RunnerResult(
+            output=writer.paths[0] if writer.paths else report.paths.output,
+            outputs=tuple(writer.paths),
+            files=tuple(report.written()),
+            num_frames=report.num_frames,
+            stats=report.chunks(),
+        )
+
+    def _save_session(self, session: stream.Session, report: RunReport) -> None:
+        if not session.is_whole:
+            _log.warning(
+                "The session is not saved: the interrupt came in the midst of a chunk."
+            )
+            return
+        session.save(report.paths.session, {"config": self.config.runner_name})
+        report.has_session = True
+
+    def _initialize_cache(self, params: Params, conditions: Conditions) -> PyTree:
         seed = self.config.seed
+        # Of an image its own size counts: a method may choose it by the picture.
+        sized = conditions.image is not None
         return self.pipeline.initialize_cache(
             params,
             conditions=conditions,
-            pixel_height=self.config.pixel_height,
-            pixel_width=self.config.pixel_width,
+            pixel_height=None if sized else self.config.pixel_height,
+            pixel_width=None if sized else self.config.pixel_width,
             key=None if seed is None else jax.random.key(seed),
         )
+
+    def _check_memory(self, inputs: RunnerInputs) -> None:
+        """Tells what the run needs if that is much, and refuses what cannot fit."""
+        if type(self).encode_conditions is Runner.encode_conditions:
+            encode = functools.partial(
+                self.pipeline.encode_conditions, text=inputs.text, image=inputs.image
+            )
+        else:
+            encode = functools.partial(self.encode_conditions, inputs=inputs)
+        shapes = needs.condition_shapes(self.pipeline, encode)
+        if shapes is None:
+            return
+        needed = self._needs(shapes)
+        needed.check()
+        if self.config.progress is not False:
+            if not self.config.random_weights:
+                parts = self.pipeline.components.values()
+                sources = [p.checkpoint_path for p in parts if p.checkpoint_path]
+                downloads.announce(map(str, sources))
+            needed.announce(self.config.runner_name)
+
+    def _needs(self, conditions: Conditions) -> needs.Needs:
+        size = self.config.pixel_height, self.config.pixel_width
+        return needs.of_rollout(self.pipeline, self._initialize_cache, conditions, size)
 
     def _check_checkpoints(self) -> None:
         """Finds missing files before the first one is read."""
@@ -247,9 +352,27 @@ class Runner(Component):
                 )
 
     def _weights(self, only: Sequence[str]) -> Params:
-        if not self.config.random_weights:
-            return self.pipeline.load_params(only=only)
-        return self.pipeline.init_params(jax.random.key(0), only=only)
+        if not only:
+            return {}
+        parts = self.pipeline.components
+        sizes = [
+            f"{name} {memory.size_text(memory.num_bytes(param_shapes(parts[name])))}"
+            for name in only
+        ]
+        loads = "Making random weights" if self.config.random_weights else "Loading"
+        since = time.perf_counter()
+        self._say("%s: %s ...", loads, ", ".join(sizes))
+        if self.config.random_weights:
+            params = self.pipeline.init_params(jax.random.key(0), only=only)
+        else:
+            params = self.pipeline.load_params(only=only)
+        self._say("... done in %.1f s.", time.perf_counter() - since)
+        return params
+
+    def _say(self, text: str, *values: Any) -> None:
+        """Tells what a run is at, unless `progress` is off."""
+        if self.config.progress is not False:
+            _log.info(text, *values)
 
     def _writer(self, report: RunReport) -> "NullWriter | OutputWriter":
         if jax.process_index() != 0:
@@ -262,38 +385,6 @@ class Runner(Component):
             metadata=report.metadata(),
             on_chunk=report.arrived,
         )
-
-    def _stream(
-        self,
-        params: Params,
-        cache: PyTree,
-        inputs: RunnerInputs,
-        writer: ChunkWriter,
-        report: RunReport,
-    ) -> None:
-        """The autoregressive loop. Nothing in it waits for the device unless asked.
-
-        A chunk is handed over before its commit is begun: whoever watches waits for
-        the video alone, and the commit runs while the next input is awaited.
-        """
-        profiler = stats.Profiler() if self.config.profile else None
-        for index in range(report.num_chunks):
-            control = inputs.controls[index] if inputs.controls is not None else None
-            if profiler is not None:
-                profiler.start()
-            cache, output = self.pipeline.generate(
-                params, cache, control, donate=True, profiler=profiler
-            )
-            writer.write(output)
-            if profiler is not None:
-                profiler.skip()
-            cache = self.pipeline.finalize(
-                params, cache, donate=True, profiler=profiler
-            )
-            # Not before the commit was begun: the device works while the host waits.
-            writer.wait()
-            if profiler is not None:
-                report.stages.append(profiler.stats())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -332,8 +423,23 @@ class RunnerConfig(InstantiateConfig[Runner]):
     pixel_width: int = 832
     """Columns of the video."""
 
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of the noise; None: that of the diffusion model, or 0."""
+
+    overwrite: bool = False
+    """Write over the files of an earlier run; else each run in a directory gets a
+    number of its own: NAME, NAME-2, NAME-3."""
+
+    save_session: bool = False
+    """Write NAME.session, from which --resume goes on; when interrupted, too."""
+
+    resume: str | pathlib.Path | None = None
+    """Go on from a .session file: `total_blocks` more chunks, in files of their own.
+    Prompt, image, size and seed are the session's; controls are counted from its
+    beginning, and go on where it stands."""
+
+    allow_nonfinite: bool = False
+    """Go on after a chunk that is NaN or infinite; else the run ends before it."""
 
     random_weights: bool = False
     """Run with random weights and without checkpoints: for tests and timings only."""
@@ -345,7 +451,8 @@ class RunnerConfig(InstantiateConfig[Runner]):
     """Several sessions or views of video: "separate" files, or "tiled" in one."""
 
     progress: bool | None = None
-    """Show a progress bar; None: if standard error is a terminal."""
+    """Show a progress bar; None: if standard error is a terminal. False also leaves
+    out the lines that say what is loading and compiling."""
 
     conditions_cache: bool = True
     """Keep encoded prompts and images in FDJAX_CACHE_DIR (~/.cache/fdjax), so that
@@ -362,3 +469,26 @@ class RunnerConfig(InstantiateConfig[Runner]):
                 raise ValueError(
                     f"{name} must be at least 1, got {getattr(self, name)}."
                 )
+        limits = {
+            "pixel_height": _LARGEST_SIDE,
+            "pixel_width": _LARGEST_SIDE,
+            "fps": _LARGEST_RATE,
+        }
+        for name, limit in limits.items():
+            if getattr(self, name) > limit:
+                raise ValueError(
+                    f"{name} must be at most {limit}, got {getattr(self, name)}."
+                )
+
+    @property
+    def output_name(self) -> str:
+        """Name of the output files, before they are numbered."""
+        return self.runner_name + ("-random-weights" if self.random_weights else "")
+
+    def tiny(self) -> "RunnerConfig":
+        """The same path with random weights, in less than half a minute on a CPU.
+
+        A method with large networks overrides it to make them small.
+        """
+        blocks = min(self.total_blocks, 2)
+        return dataclasses.replace(self, random_weights=True, total_blocks=blocks)

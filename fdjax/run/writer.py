@@ -6,16 +6,16 @@ import os
 import pathlib
 import platform
 import queue
-import signal
 import threading
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from fdjax.checkpoint import files
-from fdjax.run import media
+from fdjax.checkpoint import files, temporary
+from fdjax.run import media, signals
 
 # Without the flags colours are off by up to 4 levels, with them by 1.5.
 _TO_BT709 = (
@@ -29,6 +29,9 @@ _X264 = {"x264-params": "asm=MMX2,SSE2Fast,SSSE3,SSE4.2,AVX"}
 
 _BT709, _LIMITED = 1, 1  # ITU-T H.273: colours, transfer and matrix; 16 to 235
 
+Verdict = Callable[[], bool]
+"""Says whether a chunk is to be written; may wait for it."""
+
 ChunkListener = Callable[[np.ndarray], None]
 """Is called on the writer's thread with every chunk that arrived on the host."""
 
@@ -36,8 +39,14 @@ ChunkListener = Callable[[np.ndarray], None]
 class ChunkWriter(Protocol):
     """Takes the chunks of a rollout and makes one file of them."""
 
-    def write(self, chunk: Any) -> None:
-        """Takes the next chunk; waits for nothing."""
+    def write(self, chunk: Any, keep: "Verdict | None" = None) -> None:
+        """Takes the next chunk; waits for nothing.
+
+        Args:
+            chunk: An array, or a tree of them.
+            keep: Asked on the writer's thread before the chunk is written; if it says
+                no, the file ends before this chunk.
+        """
 
     def wait(self) -> None:
         """Waits while too many chunks are not written yet.
@@ -60,8 +69,9 @@ class NullWriter:
     def __init__(self) -> None:
         self._chunk: Any = None
 
-    def write(self, chunk: Any) -> None:
+    def write(self, chunk: Any, keep: Verdict | None = None) -> None:
         """Takes the next chunk."""
+        del keep
         self._chunk = chunk
 
     def wait(self) -> None:
@@ -90,18 +100,24 @@ class _ThreadedWriter:
         queue_size: int = 2,
     ):
         self.path = path
-        self.temporary = files.temporary_path(path)
+        with files.explain_write(path):
+            self._place = temporary.Temporary(path)
         self._on_chunk = on_chunk
         self._queue: queue.Queue = queue.Queue()
         self._queue_size, self._left = queue_size, 0
         self._taken = threading.Condition()
         self._error: BaseException | None = None
         self._empty = True
+        self._ended = False
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def write(self, chunk: Any) -> None:
+    def write(self, chunk: Any, keep: Verdict | None = None) -> None:
         """Takes the next chunk, a numpy or jax array; waits for nothing.
+
+        Args:
+            chunk: The chunk.
+            keep: See `ChunkWriter.write`.
 
         Raises:
             OSError: An earlier chunk could not be written; names the file.
@@ -112,7 +128,7 @@ class _ThreadedWriter:
             chunk.copy_to_host_async()
         with self._taken:
             self._left += 1
-        self._queue.put(chunk)
+        self._queue.put((chunk, keep))
 
     def wait(self) -> None:
         """Waits until at most `queue_size` chunks are left."""
@@ -125,14 +141,14 @@ class _ThreadedWriter:
         Raises:
             OSError, RuntimeError: Writing failed; the temporary file is removed.
         """
-        with _delayed_interrupt():
+        with signals.held():
             try:
                 self._stop()
                 self._check()
                 if not self._empty:
                     with self._explained():
                         self._finish()
-                    os.replace(self.temporary, self.path)
+                        self._place.commit()
             finally:
                 self._discard()
 
@@ -154,13 +170,17 @@ class _ThreadedWriter:
             self.abort()
 
     def _work(self) -> None:
-        while (chunk := self._queue.get()) is not None:
+        while (item := self._queue.get()) is not None:
             with self._taken:
                 self._left -= 1
                 self._taken.notify_all()
-            if self._error is not None:
+            if self._error is not None or self._ended:
                 continue  # keep emptying the queue: wait() may be waiting for room
+            chunk, keep = item
             try:
+                self._ended = keep is not None and not keep()
+                if self._ended:
+                    continue
                 chunk = np.asarray(chunk)
                 with self._explained():
                     self._consume(chunk)
@@ -181,12 +201,17 @@ class _ThreadedWriter:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Names the file where the system only says what went wrong."""
+        """Names the file, and what is there now, where the system does not."""
         try:
             yield
         except OSError as error:  # PyAV's own errors derive from it
+            there = (
+                "what was there before this run is unchanged"
+                if os.path.lexists(self.path)
+                else "nothing of it is kept"
+            )
             reason = error.strerror or str(error)
-            message = f"{self.path} cannot be written: {reason}"
+            message = f"{self.path} cannot be written: {reason}; {there}"
             raise OSError(error.errno, message) from error
 
     def _consume(self, chunk: np.ndarray) -> None:
@@ -196,7 +221,7 @@ class _ThreadedWriter:
         """Completes the temporary file."""
 
     def _discard(self) -> None:
-        self.temporary.unlink(missing_ok=True)
+        self._place.discard()
 
 
 class ArrayWriter(_ThreadedWriter):
@@ -213,8 +238,10 @@ class ArrayWriter(_ThreadedWriter):
         self._chunks.append(chunk)
 
     def _finish(self) -> None:
-        with self.temporary.open("wb") as file:
-            np.save(file, np.concatenate(self._chunks, self._axis))
+        with self._place.path.open("wb") as file:
+            # Handed a real file, numpy's C code tells an error without its number.
+            plain: Any = types.SimpleNamespace(write=file.write)
+            np.lib.format.write_array(plain, np.concatenate(self._chunks, self._axis))
 
 
 class VideoWriter(_ThreadedWriter):
@@ -264,7 +291,7 @@ class VideoWriter(_ThreadedWriter):
             chunk = np.pad(chunk, pad, mode="edge")
         if self._encoder is None:
             size = chunk.shape[1:3]
-            self._encoder = _Encoder(self.temporary, size, self._rate, self._metadata)
+            self._encoder = _Encoder(self._place.path, size, self._rate, self._metadata)
         for frame in chunk:
             self._encoder.add(np.ascontiguousarray(frame))
 
@@ -345,26 +372,3 @@ class _Encoder:
         """Lets go of the file, complete or not."""
         with contextlib.suppress(OSError):
             self._container.close()
-
-
-@contextlib.contextmanager
-def _delayed_interrupt() -> Iterator[None]:
-    """Ctrl-C takes effect at the end of the block; a second one at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[bool] = []
-
-    def note(number: int, frame: Any) -> None:
-        del number, frame
-        if came:
-            raise KeyboardInterrupt
-        came.append(True)
-
-    previous = signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if came:
-        raise KeyboardInterrupt

@@ -66,7 +66,7 @@ def _runner_config(slug, folder):
         conditioner["image_encoder"] = published_files.CLIP | {
             "checkpoint_path": str(folder / "image_encoder")
         }
-        changes["image_path"] = str(folder / "frame.png")
+        changes["image"] = str(folder / "frame.png")
     return derive_config(
         RUNNER_CONFIGS[slug],
         pipeline=pipeline,

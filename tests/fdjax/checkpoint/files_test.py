@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from fdjax.checkpoint import files
+from fdjax.checkpoint import files, temporary
 
 
 def test_a_text_is_the_prompt():
@@ -55,10 +55,10 @@ def test_output_dir_that_cannot_be_written(tmp_path, monkeypatch):
     with pytest.raises(PermissionError, match="below cannot be written: Not a dir"):
         files.check_output_dir(tmp_path / "file" / "below")
 
-    def refuse(**_):
+    def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(files.tempfile, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr(temporary.tempfile, "mkdtemp", refuse)
     with pytest.raises(PermissionError, match="cannot be written: Permission denied"):
         files.check_output_dir(tmp_path)
 

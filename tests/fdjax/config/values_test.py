@@ -1,14 +1,14 @@
 """Texts as values of a type."""
 
 import enum
+import math
 import pathlib
 from typing import Any, Literal
 
+import jax
 import pytest
 
-from fdjax.config import (
-    DTypeName,
-)
+from fdjax.config import DTypeName, Seed
 from fdjax.config import values as config_values
 
 
@@ -49,6 +49,11 @@ class Mode(enum.Enum):
         ("float32", DTypeName, "float32"),
         ("bfloat16", DTypeName | None, "bfloat16"),
         ("None", DTypeName | None, None),
+        ("4294967295", Seed, 2**32 - 1),
+        ("0", Seed | None, 0),
+        ("-2147483647", int, -(2**31) + 1),
+        ("inf", float, math.inf),
+        ("3000000000", float, 3e9),
     ],
 )
 def test_parse(text, annotation, value):
@@ -92,10 +97,20 @@ def test_parse_gives_no_config():
         (
             "flaot32",
             DTypeName,
-            "must be the name of a dtype, got 'flaot32'; did you me",
+            "must be the name of a dtype.*, got 'flaot32'; did you me",
         ),
-        ("f4", DTypeName, "must be the name of a dtype, got 'f4'"),
+        ("f4", DTypeName, "must be the name of a dtype.*, got 'f4'"),
+        ("float64", DTypeName, "of at most 32 bits, got 'float64'"),
+        ("int32", DTypeName, "the name of a dtype of real numbers.*, got 'int32'"),
+        ("float99", DTypeName, "must be the name of a dtype.*, got 'float99'"),
         ("", pathlib.Path, "must be a path"),
+        ("4294967296", Seed, "must be an integer from 0 to 4294967295, got '42949"),
+        ("-1", Seed | None, "must be an integer from 0 to 4294967295 or None, got '-1"),
+        ("x", Seed, "must be an integer from 0 .*, got 'x'"),
+        ("2147483648", int, "must be int from -2147483647 to 2147483647, got '21"),
+        ("-99999999999999999999", int, "must be int from"),
+        ("nan", float, "must be float from .*, or infinite, got 'nan'"),
+        ("1e39", float, "must be float from .*, or infinite, got '1e39'"),
     ],
 )
 def test_parse_says_what_is_required(text, annotation, message):
@@ -106,3 +121,30 @@ def test_parse_says_what_is_required(text, annotation, message):
 def test_did_you_mean():
     assert config_values.did_you_mean("sede", ["seed", "x"]) == "; did you mean 'seed'?"
     assert config_values.did_you_mean("q", ["seed"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation"),
+    [
+        (2**32 + 5, Seed),
+        (-1, Seed),
+        (True, Seed),
+        (2**63, Seed | None),
+        (2**31, int),
+        (-(2**31), int | None),
+        ((1, 2**40), tuple[int, ...]),
+        (10**400, float),
+        (math.nan, float),
+        (1e300, float | None),
+        ("int8", DTypeName),
+        ("complex64", DTypeName),
+        ("bool", DTypeName),
+    ],
+)
+def test_what_would_be_narrowed_does_not_match(value, annotation):
+    assert not config_values.matches(value, annotation)
+
+
+def test_every_seed_is_another_key():
+    keys = [jax.random.key_data(jax.random.key(seed)) for seed in (0, 5, 2**32 - 1)]
+    assert len({tuple(key.tolist()) for key in keys}) == 3

@@ -192,3 +192,13 @@ def test_profiler_hears_of_every_stage():
     )
     PIPELINE.finalize(CASE.params(), cache, profiler=recorder)
     assert stages == ["encode", "diffuse", "decode", "finalize"]
+
+
+@pytest.mark.parametrize("key", [0, 2**40, np.zeros(2, np.uint32), None])
+def test_a_number_is_no_key(key):
+    """Numbers alias: 2**32 + 5 would draw the noise of 5."""
+    with pytest.raises(ValueError, match=r"typed key, as jax\.random\.key\(0\)"):
+        PIPELINE.init_params(key)
+    if key is not None:
+        with pytest.raises(ValueError, match=r"typed key, as jax\.random\.key\(0\)"):
+            PIPELINE.initialize_cache({}, text=["a"], key=key)

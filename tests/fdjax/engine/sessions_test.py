@@ -87,7 +87,7 @@ def test_keys():
     ):
         session_keys(given, 3)
     for wrong in (0, jax.random.key_data(key), None):
-        with pytest.raises(ValueError, match=r"typed key, jax\.random\.key\(seed\)"):
+        with pytest.raises(ValueError, match=r"typed key, as jax\.random\.key\(0\)"):
             session_keys(wrong, 1)
 
 

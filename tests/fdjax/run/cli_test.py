@@ -86,7 +86,11 @@ def test_method_help_lists_every_field(fdjax_run):
     for flag, kind, doc in [
         ("total_blocks", "(int; default 4)", "Chunks to make, at least 1."),
         ("control", "(float; default 0.1)", "What every chunk is steered by."),
-        ("seed", "(int or None; default None)", "Seed of the noise;"),
+        (
+            "seed",
+            "(an integer from 0 to 4294967295 or None; default None)",
+            "Seed of the noise;",
+        ),
         ("pipeline", "(config, its parts below)", "The pipeline that runs."),
         ("pipeline.decoder", "(config, its parts below; or None)", "Config of the dec"),
         ("pipeline.decoder.channels", "(int; default 4)", ""),
@@ -196,6 +200,15 @@ def test_no_instantiate_prints_the_config_and_stops(
         (["tiny", "--fps", "x"], "flag --fps=x: must be int, got 'x'"),
         (["tiny", "--fps=2.5"], "flag --fps=2.5: must be int, got '2.5'"),
         (["tiny", "--profile=maybe"], "--profile=maybe: must be true or false"),
+        (["tiny", "--seed", "4294967301"], "must be an integer from 0 to 4294967295"),
+        (["tiny", "--seed", "-5"], "--seed=-5: must be an integer from 0 to 42949"),
+        (["tiny", "--seed", f"{2**63}"], "must be an integer from 0 to 4294967295"),
+        (
+            ["tiny", "--pipeline.diffusion_model.seed", "4294967296"],
+            "must be an integer from 0 to 4294967295",
+        ),
+        (["tiny", "--fps", "2147483648"], "must be int from -2147483647 to 21"),
+        (["tiny", "--control", "nan"], "must be float from"),
         (["tiny", "--nofps"], "unknown flag --nofps; did you mean 'fps'"),
         (["tiny", "--fps", "None"], "must be int, got 'None'"),
         (["tiny", "--fps", "0"], "fps must be at least 1, got 0"),
@@ -432,7 +445,7 @@ def test_ctrl_c_in_a_terminal_leaves_a_playable_file(process, tmp_path):
         temporary = []
         while not any(file.stat().st_size for file in temporary):
             assert running.poll() is None, running.stderr.read()
-            temporary = list(tmp_path.glob("outputs/.*.tmp.mp4"))
+            temporary = list(tmp_path.glob("outputs/.*.tmp/new/*.mp4"))
             time.sleep(0.05)
         os.killpg(running.pid, signal.SIGINT)
         _, err = running.communicate()

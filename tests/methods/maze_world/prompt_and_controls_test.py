@@ -66,3 +66,33 @@ def test_the_first_chunk_takes_no_control():
     np.testing.assert_array_equal(chunks[0], 0)
     np.testing.assert_array_equal(chunks[1:].reshape(-1, 2)[:6], keys)
     np.testing.assert_array_equal(chunks[2, 2:], 0)
+
+
+@pytest.mark.parametrize("text", ["w*2 wa*3 .*9 D s*4", "ws*2 a", "a*0 d*5"])
+def test_runs_of_keys_are_the_array_frame_by_frame(text):
+    keys, frames = controls.read_keys(text), controls.parse_controls(text)
+    assert keys.num_frames == len(frames)
+    np.testing.assert_array_equal([keys.at(n) for n in range(len(frames))], frames)
+    assert keys.at(-1) == keys.at(len(frames)) == (0, 0)
+    num_chunks = controls.num_chunks_for(keys)
+    assert num_chunks == controls.num_chunks_for(frames)
+    np.testing.assert_array_equal(
+        [controls.chunk_controls(keys, chunk) for chunk in range(num_chunks)],
+        controls.controls_per_chunk(frames, num_chunks),
+    )
+
+
+@pytest.mark.parametrize("count", [10**9, 99999999999999])
+def test_however_many_frames_take_no_room(count):
+    keys = controls.read_keys(f"w*{count} a")
+    assert keys.num_frames == count + 1
+    assert (keys.at(count - 1), keys.at(count)) == ((1, 0), (0, 1))
+    with pytest.raises(ValueError, match=f"{count + 1} frames make too large"):
+        controls.parse_controls(f"w*{count} a")
+    with pytest.raises(ValueError, match="in at most 15 digits"):
+        controls.read_keys("w*" + "9" * 5000)
+
+
+def test_keys_by_name():
+    for name in ("w", "s", "a", "d", "wa", "sd", ""):
+        assert controls.names_of(controls.read_keys(name or ".").at(0)) == name

@@ -81,14 +81,14 @@ def picture(tmp_path):
 
 
 def test_image_to_video(tmp_path, picture, caplog):
-    config = _small(I2V, tmp_path, prompt="wind", image_path=picture)
+    config = _small(I2V, tmp_path, prompt="wind", image=picture)
     with caplog.at_level("INFO"):
         video = _frames(config)
     assert video.shape == (9, HEIGHT, WIDTH, 3)
     assert f"is 50 x 40, resized to {HEIGHT} x {WIDTH}" in caplog.text
     pixels = 255 - np.asarray(Image.open(picture))
     Image.fromarray(pixels).save(tmp_path / "other.png")
-    other = dataclasses.replace(config, image_path=str(tmp_path / "other.png"))
+    other = dataclasses.replace(config, image=str(tmp_path / "other.png"))
     assert np.any(_frames(other) != video)
 
 
@@ -97,8 +97,8 @@ def test_image_to_video(tmp_path, picture, caplog):
     [
         (T2V, {"total_blocks": 2}, "total_blocks must be 1, got 2"),
         (I2V, {"total_blocks": 2}, "total_blocks must be 1, got 2"),
-        (I2V, {}, "starts from an image: set image_path"),
-        (I2V, {"image_path": "nowhere.png"}, "nowhere.png does not exist"),
+        (I2V, {}, "starts from an image: set image"),
+        (I2V, {"image": "nowhere.png"}, "nowhere.png does not exist"),
         (T2V, {"pixel_width": 24}, "pixel_width of 16, got 32 and 24"),
     ],
 )

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fdjax.run.runner import Runner, RunnerConfig, RunnerInputs
+from fdjax.config import Seed, derive_config
+from fdjax.run.inputs import LazySequence, RunnerInputs
+from fdjax.run.runner import Runner, RunnerConfig
 from fdjax_models.methods.maze_world import controls, rendering, simulator, text
 
 _log = logging.getLogger(__name__)
@@ -43,10 +45,10 @@ class MazeRunner(Runner):
         image = None
         if str(config.image):
             image = self.read_image(config.image)
-        elif config.maze_seed is not None:
+        elif config.maze_seed is not None and config.resume is None:
             tokens = text.tokenize_prompt(prompt[0] if prompt else "")
             image = start_image(config.maze_seed, tokens)
-        keys = controls.parse_controls(read_controls(config.controls))
+        keys = controls.read_keys(read_controls(config.controls))
         num_chunks = controls.num_chunks_for(keys)
         if num_chunks > config.total_blocks:
             _log.info(
@@ -54,8 +56,19 @@ class MazeRunner(Runner):
                 num_chunks,
                 config.total_blocks,
             )
-        per_chunk = controls.controls_per_chunk(keys, num_chunks)
-        return RunnerInputs(text=prompt, image=image, controls=list(per_chunk[:, None]))
+
+        def label(chunk: int, frame: int) -> str:
+            first = (chunk - 1) * controls.FRAMES_PER_CHUNK
+            return controls.names_of(keys.at(first + frame)) if chunk else ""
+
+        return RunnerInputs(
+            text=prompt,
+            image=image,
+            controls=LazySequence(
+                num_chunks, lambda chunk: controls.chunk_controls(keys, chunk)[None]
+            ),
+            label=label,
+        )
 
 
 def start_image(seed: int, tokens: np.ndarray) -> np.ndarray:
@@ -111,7 +124,7 @@ class MazeRunnerConfig(RunnerConfig):
     image: str | pathlib.Path = ""
     """First frame; another size than 96 x 160 is resized. Empty: none."""
 
-    maze_seed: int | None = None
+    maze_seed: Seed | None = None
     """Start from this maze of the simulator, in the prompt's style; None: do not."""
 
     total_blocks: int = 1500
@@ -128,3 +141,9 @@ class MazeRunnerConfig(RunnerConfig):
 
     conditions_cache: bool = False
     """Keep encoded prompts and images on disk; here encoding them takes no time."""
+
+    def tiny(self) -> RunnerConfig:
+        """The same path through a network of two narrow layers."""
+        network = {"dim": 64, "ffn_dim": 128, "num_heads": 2, "num_layers": 2}
+        model = {"transformer": {"network": network}}
+        return derive_config(super().tiny(), pipeline={"diffusion_model": model})

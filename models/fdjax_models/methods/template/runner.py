@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from fdjax.axes import Params
+from fdjax.config import Seed
 from fdjax.contract.conditioner import Conditions
-from fdjax.run.runner import Runner, RunnerConfig, RunnerInputs
+from fdjax.run.inputs import LazySequence, RunnerInputs
+from fdjax.run.runner import Runner, RunnerConfig
 
 
 class TemplateRunner(Runner):
@@ -17,7 +19,7 @@ class TemplateRunner(Runner):
     config: "TemplateRunnerConfig"
 
     def read_inputs(self) -> RunnerInputs:
-        """One random control per chunk."""
+        """One random control per chunk, however many chunks there are."""
         self.read_text()
         pipeline = self.config.pipeline
         if pipeline.encoder is None:
@@ -30,10 +32,10 @@ class TemplateRunner(Runner):
         shape = (1, transformer.len_t, *size, encoder.in_channels)
         key = jax.random.key(self.config.input_seed)
         return RunnerInputs(
-            controls=[
-                jax.random.normal(jax.random.fold_in(key, index), shape)
-                for index in range(self.config.total_blocks)
-            ]
+            controls=LazySequence(
+                2**31,
+                lambda index: jax.random.normal(jax.random.fold_in(key, index), shape),
+            )
         )
 
     def encode_conditions(self, params: Params, inputs: RunnerInputs) -> Conditions:
@@ -41,7 +43,8 @@ class TemplateRunner(Runner):
         del params, inputs
         transformer: Any = self.config.pipeline.diffusion_model.transformer
         shape = (2, 1, self.config.num_context_tokens, transformer.context_dim)
-        key = jax.random.key(self.config.input_seed + 1)
+        # Apart from those of the controls, of which there are fewer than 2**31.
+        key = jax.random.fold_in(jax.random.key(self.config.input_seed), 2**31)
         text, negative_text = jax.random.normal(key, shape, jnp.float32)
         return Conditions(
             text=text,
@@ -70,5 +73,5 @@ class TemplateRunnerConfig(RunnerConfig):
     num_context_tokens: int = 4
     """Tokens of the random conditions."""
 
-    input_seed: int = 42
+    input_seed: Seed = 42
     """Seed of the random conditions and controls."""

@@ -2,16 +2,22 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from fdjax.config import derive_config
 from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
-from fdjax.run.runner import Runner, RunnerConfig, RunnerInputs
+from fdjax.run import media
+from fdjax.run.inputs import RunnerInputs
+from fdjax.run.runner import Runner, RunnerConfig
+from fdjax_models.methods.wan21 import tiny
 
 
 class WanRunner(Runner):
-    """Text to video; image to video if the config has an `image_path`."""
+    """Text to video; image to video if the config has an `image`."""
 
     config: "WanRunnerConfig"
 
@@ -30,27 +36,62 @@ class WanRunner(Runner):
         self._check_size()
         text, image = self.read_text(), None
         if isinstance(self.config, WanImageRunnerConfig):
-            if self.config.image_path is None:
+            if not str(self.config.image):
                 raise ValueError(
-                    f"{self.config.runner_name} starts from an image: set image_path "
-                    "to a file or a URL."
+                    f"{self.config.runner_name} starts from an image: set image to a "
+                    "file or a URL."
                 )
-            image = self.read_image(self.config.image_path)
+            image = self._read_start()
         return RunnerInputs(text=text, image=image)
 
-    def _check_size(self) -> None:
+    def _read_start(self) -> np.ndarray:
+        """The start image: by its own proportions, or at the size of the run."""
+        config: Any = self.config
+        if not config.keep_aspect:
+            return self.read_image(config.image)
+        shape = media.read_first_frame(config.image).shape
+        area = config.pixel_height * config.pixel_width
+        size = size_of_area(area, shape[0] / shape[1], self._multiples())
+        return self.read_image(config.image, size=size)
+
+    def _multiples(self) -> tuple[int, int]:
+        """What height and width must be multiples of, in pixels."""
         config = self.config
         transformer: Any = config.pipeline.diffusion_model.transformer
         _, rows, columns = transformer.network.patch_size
         height, width = config.pixel_height, config.pixel_width
         latent_height, latent_width = self.pipeline.latent_size(height, width)
-        if latent_height % rows or latent_width % columns:
-            tall = height // latent_height * rows
-            wide = width // latent_width * columns
+        return height // latent_height * rows, width // latent_width * columns
+
+    def _check_size(self) -> None:
+        height, width = self.config.pixel_height, self.config.pixel_width
+        tall, wide = self._multiples()
+        if height % tall or width % wide:
             raise ValueError(
                 f"pixel_height must be a multiple of {tall} and pixel_width of {wide}, "
                 f"got {height} and {width}."
             )
+
+
+def size_of_area(
+    area: int, aspect: float, multiples: tuple[int, int]
+) -> tuple[int, int]:
+    """Height and width of a picture of about this area and these proportions.
+
+    As Wan-Video/Wan2.1, wan/image2video.py, has it: each side is rounded down to what
+    the network's patches divide.
+
+    Args:
+        area: Pixels.
+        aspect: Height divided by width.
+        multiples: Of which height and width must be.
+    """
+    sides = math.sqrt(area * aspect), math.sqrt(area / aspect)
+    height, width = (
+        max(1, int(side / multiple)) * multiple
+        for side, multiple in zip(sides, multiples, strict=True)
+    )
+    return height, width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +102,15 @@ class WanRunnerConfig(RunnerConfig):
 
     checkpoint_path: str | None = None
     """Weights of the transformer, in place of those that the pipeline names."""
+
+    def tiny(self) -> RunnerConfig:
+        """The same path through small networks, to a small picture."""
+        return derive_config(
+            super().tiny(),
+            pipeline=tiny.changes(self.pipeline),
+            pixel_height=tiny.HEIGHT,
+            pixel_width=tiny.WIDTH,
+        )
 
     @property
     def resolved_pipeline(self) -> StreamInferencePipelineConfig:
@@ -84,8 +134,16 @@ class WanRunnerConfig(RunnerConfig):
 class WanImageRunnerConfig(WanRunnerConfig):
     """Config of `WanRunner` for image to video."""
 
-    image_path: str | pathlib.Path | None = None
-    """The first frame: an image, a video or a URL; resized to the size of the run."""
+    image: str | pathlib.Path = ""
+    """The first frame: an image, a video or a URL."""
+
+    keep_aspect: bool = True
+    """Whether the video has the proportions of the image, with about as many pixels as
+    pixel_height x pixel_width; if not, the image is squeezed into that size."""
+
+    def tiny(self) -> RunnerConfig:
+        """As that of text to video, with an image for whoever has none."""
+        return derive_config(super().tiny(), image=self.image or tiny.STAND_IN)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,6 +1,8 @@
 """From prompts to padded token ids, as the Wan models were trained to read them."""
 
+import dataclasses
 import html
+import os
 import pathlib
 import re
 import warnings
@@ -11,6 +13,7 @@ import numpy as np
 
 from fdjax.checkpoint import address, fetch
 
+_NAME = "tokenizer.json"
 _PAD = "<pad>"
 _END = "</s>"
 _FIRST_BYTE_ID = 4  # after <pad> </s> <s> <unk>
@@ -60,10 +63,10 @@ def load_tokenizer(path: str | pathlib.Path) -> Callable[[str], list[int]]:
 
     local = address.local_path(path)
     if local is None:
-        file = fetch.fetch_file(path, what="tokenizer")
+        file = fetch.fetch_file(_in_folder(os.fspath(path)), what="tokenizer")
     else:
-        file = local / "tokenizer.json" if local.is_dir() else local
-        if not file.is_file():
+        file = local / _NAME if os.path.isdir(local) else local
+        if not os.path.isfile(file):
             raise FileNotFoundError(_missing(file))
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
@@ -79,6 +82,17 @@ def load_tokenizer(path: str | pathlib.Path) -> Callable[[str], list[int]]:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return lambda text: [*tokenizer.encode(text, add_special_tokens=False).ids, end]
+
+
+def _in_folder(source: str) -> str:
+    """The address of the file, given a remote folder's."""
+    named = address.parse(source)
+    if (
+        not isinstance(named, address.HubAddress)
+        or "." in pathlib.Path(named.path).name
+    ):
+        return source
+    return dataclasses.replace(named, path=f"{named.path}/{_NAME}".lstrip("/")).text
 
 
 def _missing(file: pathlib.Path) -> str:

@@ -1,0 +1,89 @@
+"""How much a run will download, asked before it starts."""
+
+import logging
+import pathlib
+import shutil
+from collections.abc import Iterable
+
+from fdjax.checkpoint import fetch, files
+from fdjax.checkpoint.address import WEIGHT_SUFFIXES, HubAddress, parse
+from fdjax.run.memory import size_text
+
+_TIMEOUT = 5.0  # seconds
+_log = logging.getLogger(__name__)
+
+
+def announce(sources: Iterable[str]) -> None:
+    """Says how much is to be downloaded, where to, and what is free there.
+
+    Says nothing where everything is on this machine. Where the site does not answer,
+    that is left to the download itself.
+
+    Args:
+        sources: Addresses of checkpoints.
+
+    Raises:
+        OSError: The disk has no room for it.
+    """
+    hubs = [hub for source in dict.fromkeys(sources) if (hub := _missing(source))]
+    if not hubs or fetch.is_offline():
+        return
+    sizes = {hub: _size(hub) for hub in hubs}
+    known = sum(size for size in sizes.values() if size is not None)
+    unknown = [hub.url for hub, size in sizes.items() if size is None]
+    folder = _cache()
+    free = shutil.disk_usage(_existing(folder)).free
+    text = f"To download, once: {size_text(known)} to {folder}"
+    text += f" and {', '.join(unknown)}" if unknown else ""
+    _log.info("%s (%s free).", text, size_text(free))
+    files.check_free_space(folder, known)
+
+
+def _cache() -> pathlib.Path:
+    from huggingface_hub import constants
+
+    return pathlib.Path(constants.HF_HUB_CACHE)
+
+
+def _existing(path: pathlib.Path) -> pathlib.Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _missing(source: str) -> HubAddress | None:
+    """The address, if it is of Hugging Face and not in the cache yet."""
+    import huggingface_hub
+
+    hub = parse(source)
+    if not isinstance(hub, HubAddress) or not hub.path:
+        return None
+    known = huggingface_hub.try_to_load_from_cache(
+        hub.repo, hub.path, revision=hub.revision
+    )
+    return None if isinstance(known, str) else hub
+
+
+def _size(hub: HubAddress) -> int | None:
+    """Bytes of a file, or of an index and its shards; None if the site does not say."""
+    import huggingface_hub
+
+    try:
+        info = huggingface_hub.HfApi().model_info(
+            hub.repo, revision=hub.revision, files_metadata=True, timeout=_TIMEOUT
+        )
+    except Exception as error:  # the client's transport has errors of its own
+        _log.debug("%s: no size (%s).", hub.url, error)
+        return None
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    if not hub.path.endswith(".index.json"):
+        return sizes.get(hub.path)
+    folder, _, name = hub.path.rpartition("/")
+    stem = name.removesuffix(".index.json").rpartition(".")[0]
+    return sum(
+        size
+        for file, size in sizes.items()
+        if file.rpartition("/")[0] == folder
+        and file.rpartition("/")[2].startswith(stem)
+        and file.endswith(WEIGHT_SUFFIXES)
+    )

@@ -1,0 +1,74 @@
+"""What a run starts from, and what it gives back."""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jax.typing import ArrayLike
+
+from fdjax.axes import PyTree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunnerInputs:
+    """What a rollout starts from, read and checked.
+
+    Attributes:
+        text: One prompt, or None.
+        image: First frame in [-1, 1], float[1, H, W, 3], or None.
+        controls: One input per chunk of the session for the pipeline's encoder, or
+            None. The rollout ends where they end; `LazySequence` makes them one by one.
+        label: What the contact sheet says of a frame besides its number, such as the
+            keys that were held: `label(chunk, frame)`, both in the session's count.
+        extra: Whatever else the method's `encode_conditions` needs.
+    """
+
+    text: tuple[str, ...] | None = None
+    image: ArrayLike | None = None
+    controls: Sequence[PyTree] | None = None
+    label: Callable[[int, int], str] | None = None
+    extra: Any = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunnerResult:
+    """What a run made.
+
+    Attributes:
+        output: The video, or `.npy` of latents without a decoder; the first of
+            `outputs`.
+        files: All files that the run wrote.
+        outputs: One file per session and view, or one for all: `arrangement`.
+        num_frames: Frames in it.
+        stats: One entry per chunk, as in the stats file.
+    """
+
+    output: pathlib.Path
+    outputs: tuple[pathlib.Path, ...]
+    files: tuple[pathlib.Path, ...]
+    num_frames: int
+    stats: list[dict[str, Any]]
+
+
+class LazySequence(Sequence[Any]):
+    """A sequence whose items are made when they are asked for.
+
+    Args:
+        length: How many there are; more than a machine can hold if need be.
+        make: Makes the item of an index in [0, length).
+    """
+
+    def __init__(self, length: int, make: Callable[[int], Any]):
+        self._length, self._make = min(length, sys.maxsize), make
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(self._length))]
+        if not -self._length <= index < self._length:
+            raise IndexError(index)
+        return self._make(index % self._length)

@@ -1,0 +1,129 @@
+"""What a run will need of memory, from shapes alone."""
+
+import dataclasses
+import logging
+import math
+import warnings
+from collections.abc import Callable, Mapping
+
+import jax
+
+from fdjax.axes import Params
+from fdjax.checkpoint.store import param_shapes
+from fdjax.contract.conditioner import Conditions
+from fdjax.engine.cache import StreamInferencePipelineCache
+from fdjax.engine.pipeline import StreamInferencePipeline
+from fdjax.run import memory
+
+_LARGE = 10**9  # bytes of memory from which a run is told about before it starts
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """Bytes that a run holds on its device at least.
+
+    Attributes:
+        one_shot: Weights of the encoders of conditions, by part; freed before the rest.
+        weights: Weights of what streams, by component.
+        cache: What a session carries from chunk to chunk, and one picture.
+    """
+
+    one_shot: Mapping[str, int]
+    weights: Mapping[str, int]
+    cache: int
+
+    @property
+    def peak(self) -> int:
+        """The larger of the two phases."""
+        streaming = sum(self.weights.values()) + self.cache
+        return max(sum(self.one_shot.values()), streaming)
+
+    def check(self) -> None:
+        """Refuses what cannot fit, before any of it is allocated.
+
+        Raises:
+            ValueError: With both numbers, and what makes them smaller.
+        """
+        available, where = memory.device_memory()
+        if available is None or self.peak <= available:
+            return
+        total, weights, cache, there = map(
+            memory.size_text,
+            (self.peak, sum(self.weights.values()), self.cache, available),
+        )
+        raise ValueError(
+            f"This run needs at least {total} of memory: {weights} for weights and "
+            f"{cache} for the session's cache and one picture; {where} has {there}. "
+            "Make window_size_t, len_t or the picture smaller, or take --tiny."
+        )
+
+    def announce(self, name: str) -> None:
+        """Says what a large method needs before minutes go by."""
+        if self.peak < _LARGE:
+            return
+        available, where = memory.device_memory()
+        has = "" if available is None else f", it has {memory.size_text(available)}"
+        needed = memory.size_text(self.peak)
+        _log.info(
+            "%s needs at least %s of the memory of %s%s.", name, needed, where, has
+        )
+        if jax.default_backend() == "cpu":
+            _log.warning(
+                "%s runs on the CPU, as jax sees no accelerator: expect minutes to "
+                "hours for a chunk. --tiny shows the whole path in seconds.",
+                name,
+            )
+
+
+def condition_shapes(
+    pipeline: StreamInferencePipeline, encode: Callable[[Params], Conditions]
+) -> Conditions | None:
+    """Shapes of the conditions; None where they cannot be had without encoding.
+
+    Args:
+        pipeline: Whose conditioner's parts encode.
+        encode: Maps the parts' weights to conditions.
+    """
+    parts = {} if pipeline.conditioner is None else pipeline.conditioner.parts
+    shapes = {name: param_shapes(part) for name, part in parts.items()}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they come again when it is encoded
+            return jax.eval_shape(encode, shapes)
+    except (
+        jax.errors.TracerArrayConversionError,
+        jax.errors.ConcretizationTypeError,
+    ):
+        return None  # an encoder that works on the host in part
+
+
+def of_rollout(
+    pipeline: StreamInferencePipeline,
+    initialize: Callable[[Params, Conditions], StreamInferencePipelineCache],
+    conditions: Conditions,
+    size: tuple[int, int],
+) -> Needs:
+    """What a rollout needs, from shapes alone.
+
+    Args:
+        pipeline: What runs.
+        initialize: Maps the weights that stream, and conditions, to an empty cache.
+        conditions: Arrays, or their shapes.
+        size: Rows and columns of the video.
+
+    Raises:
+        ValueError: A condition or a size does not fit.
+    """
+    one_shot = [] if pipeline.conditioner is None else list(pipeline.conditioner.parts)
+    shapes = {name: param_shapes(part) for name, part in pipeline.components.items()}
+    streaming = {name: shapes[name] for name in shapes if name not in one_shot}
+    cache = jax.eval_shape(initialize, streaming, conditions)
+    transformer = pipeline.diffusion_model.transformer
+    latent = 4 * math.prod(transformer.latent_shape(cache.transformer_cache))
+    picture = 3 * 4 * math.prod(size)
+    return Needs(
+        one_shot={name: memory.num_bytes(shapes[name]) for name in one_shot},
+        weights={name: memory.num_bytes(streaming[name]) for name in streaming},
+        cache=memory.num_bytes(cache) + latent + picture,
+    )

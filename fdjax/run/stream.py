@@ -1,0 +1,119 @@
+"""The autoregressive loop of a run, and the session that outlives it."""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from fdjax.axes import Params, PyTree
+from fdjax.engine.pipeline import StreamInferencePipeline
+from fdjax.run import signals, stats
+from fdjax.run.finite import FiniteWatch
+from fdjax.run.report import RunReport
+from fdjax.run.writer import ChunkWriter
+from fdjax.session import store
+
+
+@dataclasses.dataclass
+class Session:
+    """The session that a run streams; each chunk replaces its cache.
+
+    Attributes:
+        pipeline: What runs.
+        cache: Ready, unless an interrupt came in the midst of a chunk.
+        first: Index of the run's first chunk in the session: above 0 in a resumed one.
+    """
+
+    pipeline: StreamInferencePipeline
+    cache: PyTree
+    first: int = 0
+
+    def save(self, path: pathlib.Path, notes: dict[str, Any]) -> None:
+        """Writes it; see `fdjax.session.store.save_cache`."""
+        with signals.held():
+            store.save_cache(
+                path, self.cache, pipeline=self.pipeline, notes=notes, overwrite=True
+            )
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the cache can be used again."""
+        leaves = jax.tree.leaves(self.cache)
+        return self.cache.final_state is None and not any(
+            leaf.is_deleted() for leaf in leaves if isinstance(leaf, jax.Array)
+        )
+
+
+def resume(path: str | pathlib.Path, pipeline: StreamInferencePipeline) -> Session:
+    """A session from a file that a run wrote.
+
+    Raises:
+        FileNotFoundError, ValueError: See `fdjax.session.store.load_cache`; or a chunk
+            is pending, or its sessions are of different age.
+    """
+    cache = store.load_cache(path, pipeline=pipeline)
+    ages = sorted(set(jax.device_get(cache.autoregressive_index).tolist()))
+    if len(ages) > 1 or cache.final_state is not None:
+        raise ValueError(
+            f"{path} cannot be extended by a run: its sessions must be ready and of "
+            f"one age, they are at chunks {ages}; use fdjax.load_cache."
+        )
+    return Session(pipeline, cache, first=ages[0])
+
+
+def stream(
+    session: Session,
+    params: Params,
+    controls: Sequence[PyTree] | None,
+    writer: ChunkWriter,
+    report: RunReport,
+    watch: FiniteWatch,
+    *,
+    keep_nonfinite: bool = False,
+    keep_whole: bool = False,
+) -> None:
+    """Makes the chunks of a run. Nothing in it waits for the device unless asked.
+
+    A chunk is handed over before its commit is begun: whoever watches waits for the
+    video alone, and the commit runs while the next input is awaited.
+
+    Args:
+        session: Works in place on its cache.
+        params: Weights.
+        controls: Those of the whole session, or None.
+        writer: Takes each chunk.
+        report: Says how many; its stages are filled if there is a profiler.
+        watch: Is told of each stage; its profiler measures.
+        keep_nonfinite: Go on after a chunk that is not finite.
+        keep_whole: Let no interrupt come between a chunk and its commit.
+    """
+    pipeline, profiler = session.pipeline, watch.profiler
+    measured = profiler if isinstance(profiler, stats.Profiler) else None
+    for index in range(report.num_chunks):
+        control = None if controls is None else controls[session.first + index]
+        with signals.held() if keep_whole else contextlib.nullcontext():
+            if measured is not None:
+                measured.start()
+            cache, output = pipeline.generate(
+                params, session.cache, control, donate=True, profiler=watch
+            )
+            chunk = watch.end_chunk(index)
+            writer.write(output, None if keep_nonfinite else chunk.is_good)
+            if index == 0:
+                report.dispatched()
+            if measured is not None:
+                measured.skip()
+            session.cache = cache
+            session.cache = pipeline.finalize(
+                params, cache, donate=True, profiler=watch
+            )
+        # Not before the commit was begun: the device works while the host waits.
+        writer.wait()
+        if measured is not None:
+            report.stages.append(measured.stats())
+        watch.look()
+        if watch.bad and not keep_nonfinite:
+            return

@@ -1,0 +1,1 @@
+"""Live sessions beyond one process: saved, and taken up again."""
