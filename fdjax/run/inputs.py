@@ -3,9 +3,10 @@
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from jax.typing import ArrayLike
 
 from fdjax.axes import PyTree
@@ -22,6 +23,8 @@ class RunnerInputs:
             None. The rollout ends where they end; `LazySequence` makes them one by one.
         label: What the contact sheet says of a frame besides its number, such as the
             keys that were held: `label(chunk, frame)`, both in the session's count.
+        pictures: More pictures for the folder, uint8[H, W, 3], by what they show: the
+            file is `<name>.<what>.png`.
         extra: Whatever else the method's `encode_conditions` needs.
     """
 
@@ -29,6 +32,7 @@ class RunnerInputs:
     image: ArrayLike | None = None
     controls: Sequence[PyTree] | None = None
     label: Callable[[int, int], str] | None = None
+    pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     extra: Any = None
 
 

@@ -5,7 +5,7 @@ import logging
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,10 @@ class OutputPaths:
     def sheet(self) -> pathlib.Path:
         """The contact sheet."""
         return self.folder / f"{self.name}.png"
+
+    def picture(self, what: str) -> pathlib.Path:
+        """A picture of the method's own."""
+        return self.folder / f"{self.name}.{what}.png"
 
     @property
     def stats(self) -> pathlib.Path:
@@ -70,6 +74,7 @@ class RunReport:
         name: Name of its files.
         first: Index of its first chunk in the session.
         label: See `RunnerInputs.label`.
+        pictures: See `RunnerInputs.pictures`.
     """
 
     def __init__(
@@ -80,8 +85,10 @@ class RunReport:
         name: str,
         first: int = 0,
         label: Callable[[int, int], str] | None = None,
+        pictures: Mapping[str, np.ndarray] | None = None,
     ):
         self._config, self._first, self._label = config, first, label
+        self._pictures = dict(pictures or {})
         self.num_chunks = num_chunks
         self.num_frames = 0
         self.stages: list[dict[str, float]] = []
@@ -200,6 +207,8 @@ class RunReport:
             pictures = [frame for _, frame in frames]
             media.write_png(self.paths.sheet, sheet.labelled(pictures, labels))
             self._has_sheet = True
+        for what, picture in self._pictures.items():
+            media.write_png(self.paths.picture(what), picture)
         stats.write_stats(self.paths.stats, self.chunks())
         text = config_lib.to_json(self._config, classes=plugins.known_classes())
         files.write_text(self.paths.config, text + "\n")
@@ -209,6 +218,7 @@ class RunReport:
         paths = self.paths
         beside = [paths.stats, paths.config]
         beside += [paths.sheet] if self._has_sheet else []
+        beside += [paths.picture(what) for what in self._pictures]
         beside += [paths.session] if self.has_session else []
         return [*self.outputs, *beside]
 

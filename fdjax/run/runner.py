@@ -177,7 +177,12 @@ class Runner(Component):
                     naming.reserved(folder, name, overwrite=config.overwrite)
                 )
             report = RunReport(
-                config, num_chunks, name=name, first=first, label=inputs.label
+                config,
+                num_chunks,
+                name=name,
+                first=first,
+                label=inputs.label,
+                pictures=inputs.pictures,
             )
             return self._stream(params, session, inputs, report)
 

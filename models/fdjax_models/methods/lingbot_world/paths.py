@@ -1,0 +1,220 @@
+"""Camera paths as people write them: distances and angles, or keys that are held.
+
+The motion is that of the reference's live player (NVIDIA/flashdreams,
+integrations/lingbot/lingbot/webrtc): the camera walks on the level, whatever its pitch.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+SPEED = 0.8
+"""Of walking, units per second."""
+
+TURN = 32.0
+"""Of turning, degrees per second."""
+
+STEEPEST = 85.0
+"""Pitch stays within this, degrees."""
+
+_MOST_DIGITS = 15  # of a count of frames
+
+VERBS = {
+    "forward": (0, 1),
+    "back": (0, -1),
+    "right": (1, 1),
+    "left": (1, -1),
+    "up": (2, 1),
+    "down": (2, -1),
+    "yaw": (3, 1),
+    "pitch": (4, 1),
+}
+"""Word -> which of (forward, right, up, yaw, pitch), and its sign."""
+
+KEYS = {
+    "w": "forward",
+    "s": "back",
+    "e": "right",
+    "q": "left",
+    "d": "turn right",
+    "a": "turn left",
+    "l": "turn right",
+    "j": "turn left",
+    "i": "look up",
+    "k": "look down",
+    ".": "nothing",
+}
+"""Key -> what it does while it is held."""
+
+_TURNS = {
+    "turn right": (3, 1),
+    "turn left": (3, -1),
+    "look up": (4, 1),
+    "look down": (4, -1),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Frames of one even motion.
+
+    Attributes:
+        frames: How many, at least 1.
+        step: Per frame: forward, right, up (units), yaw to the right, pitch up
+            (degrees).
+        keys: What was held; "" for a written path.
+    """
+
+    frames: int
+    step: tuple[float, float, float, float, float]
+    keys: str = ""
+
+
+def read_camera(text: str, fps: float) -> tuple[Segment, ...]:
+    """A path such as "forward 2.0, yaw 30, wait 1".
+
+    Args:
+        text: Steps apart by commas: forward, back, left, right, up, down (units), yaw
+            (degrees, to the right), pitch (degrees, up), wait (seconds).
+        fps: Frames per second.
+
+    Raises:
+        ValueError: A step is malformed, or there is none.
+    """
+    segments = []
+    for step in filter(None, (part.strip() for part in re.split(r"[,;\n]", text))):
+        word, _, number = step.partition(" ")
+        try:
+            amount = float(number)
+        except ValueError:
+            amount = float("nan")
+        if word not in (*VERBS, "wait") or not abs(amount) < 1e9:
+            raise ValueError(
+                f"camera step {step[:40]!r} must be one of {', '.join(VERBS)}, wait, "
+                "and a number, as in 'forward 2.0'."
+            )
+        if word == "wait":
+            motion, seconds = [0.0] * 5, amount
+        else:
+            which, sign = VERBS[word]
+            seconds = abs(amount) / (TURN if which > 2 else SPEED)
+            motion = [0.0] * 5
+            motion[which] = sign * amount
+        if seconds < 0:
+            raise ValueError(f"camera step {step[:40]!r} must not wait backwards.")
+        if frames := round(seconds * fps) or int(amount != 0):
+            total = tuple(value / frames for value in motion)
+            segments.append(Segment(frames, total))  # type: ignore[arg-type]
+    if not segments:
+        raise ValueError(
+            f"camera {text[:40]!r} moves nowhere; try 'forward 2, yaw 30'."
+        )
+    return tuple(segments)
+
+
+def read_controls(text: str, fps: float) -> tuple[Segment, ...]:
+    """Keys and for how many video frames, such as "w*24 wa*12 .*8".
+
+    Args:
+        text: Groups apart by white space: keys held together, then "*" and a count (1
+            if it is not given).
+        fps: Frames per second.
+
+    Raises:
+        ValueError: An unknown key, a malformed count, or no frame at all.
+    """
+    segments = []
+    for group in text.split():
+        match = re.fullmatch(r"([^*\s]+?)(?:\*(\d+))?", group)
+        unknown = sorted(set(match[1].lower()) - KEYS.keys()) if match else [group[:20]]
+        if match is None or unknown or len(match[2] or "") > _MOST_DIGITS:
+            raise ValueError(
+                f"control group {group[:20]!r} must be keys and a count, as in 'w*24'; "
+                f"the keys are {describe_keys()}."
+            )
+        held = "".join(sorted(set(match[1].lower()) - {"."}))
+        if frames := int(match[2] or 1):
+            segments.append(Segment(frames, _step_of(held, fps), held))
+    if not segments:
+        raise ValueError(f"controls {text[:40]!r} hold no frame; try 'w*24 a*12'.")
+    return tuple(segments)
+
+
+def describe_keys() -> str:
+    """One line that lists the keys."""
+    return ", ".join(f"{key} ({action})" for key, action in KEYS.items())
+
+
+def num_frames(segments: Sequence[Segment]) -> int:
+    """Video frames of a path, the first one, in which nothing has moved, included."""
+    return 1 + sum(segment.frames for segment in segments)
+
+
+def keys_at(segments: Sequence[Segment], frame: int) -> str:
+    """What is held on the way to a video frame."""
+    last = 0
+    for segment in segments:
+        last += segment.frames
+        if 0 < frame <= last:
+            return segment.keys
+    return ""
+
+
+def walk(segments: Sequence[Segment], frames: int) -> np.ndarray:
+    """Where the camera is in each video frame; it rests when the path ends.
+
+    It starts at the origin and looks along +z. In each frame it turns first, then
+    walks the way that it faces.
+
+    Args:
+        segments: The path.
+        frames: How many poses to make.
+
+    Returns:
+        Camera-to-world; x right, y down, z forward.  float64[frames, 4, 4].
+    """
+    poses = np.tile(np.eye(4), (frames, 1, 1))
+    position, yaw, pitch = np.zeros(3), 0.0, 0.0
+    steps = _steps(segments)
+    for frame in range(1, frames):
+        forward, right, up, turn, look = next(steps)
+        yaw += np.deg2rad(turn)
+        limit = np.deg2rad(STEEPEST)
+        pitch = float(np.clip(pitch + np.deg2rad(look), -limit, limit))
+        sin, cos = np.sin(yaw), np.cos(yaw)
+        position = position + np.array(
+            [forward * sin + right * cos, -up, forward * cos - right * sin]
+        )
+        poses[frame, :3, :3] = _rotation(yaw, pitch)
+        poses[frame, :3, 3] = position
+    return poses
+
+
+def _steps(segments: Sequence[Segment]) -> Iterator[tuple[float, ...]]:
+    for segment in segments:
+        for _ in range(segment.frames):
+            yield segment.step
+    while True:
+        yield (0.0,) * 5
+
+
+def _rotation(yaw: float, pitch: float) -> np.ndarray:
+    """Turned right by `yaw` about the vertical, then up by `pitch`, radians."""
+    sin, cos = np.sin(yaw), np.cos(yaw)
+    turned = np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])
+    sin, cos = np.sin(pitch), np.cos(pitch)
+    return turned @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
+
+
+def _step_of(held: str, fps: float) -> tuple[float, float, float, float, float]:
+    """Motion per frame of keys held together; opposite ones cancel."""
+    step = [0.0] * 5
+    for key in held:
+        action = KEYS[key]
+        which, sign = _TURNS.get(action) or VERBS[action]
+        step[which] += sign
+    signs = np.clip(step, -1, 1)
+    speeds = np.array([SPEED] * 3 + [TURN] * 2) / fps
+    return tuple(float(value) for value in signs * speeds)  # type: ignore[return-value]

@@ -1,0 +1,130 @@
+"""A camera's way through a run: from files or a written path to inputs per chunk."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from fdjax.checkpoint import fetch
+from fdjax_models.networks.camera import poses as camera_poses
+from fdjax_models.networks.camera.encoder import CameraInput
+
+LENS = (500.0, 500.0, 416.0, 240.0)
+"""Intrinsics of a path without any, for 480x832: about those of the examples of
+Robbyant/lingbot-world-v2 (80 degrees across)."""
+
+CAPTURED = (480, 832)
+"""Height and width that intrinsics are for, unless said otherwise."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """Where the camera is in each video frame.
+
+    Attributes:
+        poses: Camera-to-world; x right, y down, z forward.  float64[F, 4, 4].
+        intrinsics: In pixels of the video.  float64[F, 4].
+        world_scale: Length, in the poses' unit, that the network calls 1.
+    """
+
+    poses: np.ndarray
+    intrinsics: np.ndarray
+    world_scale: float
+
+    def num_chunks(self, len_t: int) -> int:
+        """Whole chunks of `len_t` latent frames that the poses cover."""
+        latents = (len(self.poses) - 1) // 4 + 1
+        return latents // len_t
+
+    def chunk(self, index: int, len_t: int) -> CameraInput:
+        """The input of one chunk, for one session."""
+        first = camera_poses.frames_of(index * len_t) if index else 0
+        frames = slice(first, camera_poses.frames_of((index + 1) * len_t))
+        return CameraInput(
+            poses=self.poses[None, frames].astype(np.float32),
+            intrinsics=self.intrinsics[None, frames].astype(np.float32),
+            world_scale=np.array([self.world_scale], np.float32),
+        )
+
+
+def recorded(
+    poses: str | pathlib.Path,
+    intrinsics: str | pathlib.Path,
+    *,
+    len_t: int,
+    size: tuple[int, int],
+    captured: tuple[int, int] = CAPTURED,
+    opengl: bool = False,
+    world_scale: float | None = None,
+) -> Trajectory:
+    """A trajectory from `.npy` files, prepared as LingBot-World's examples are.
+
+    Args:
+        poses: File of camera-to-world poses, one per video frame.  [T, 4, 4].
+        intrinsics: File of (fx, fy, cx, cy) in pixels, [T, 4] or [T, 3, 3]; "" for
+            `LENS`.
+        len_t: Latent frames of a chunk.
+        size: Height and width of the video.
+        captured: Height and width that the intrinsics are for.
+        opengl: The camera of the poses looks along -z with y up.
+        world_scale: Length that the network calls 1; None: the longest step.
+
+    Raises:
+        ValueError: A file is no array, or not what it must be.
+        FileNotFoundError: A file is missing.
+    """
+    given = camera_poses.check_poses(_load(poses), str(poses))
+    if opengl:
+        given = camera_poses.from_opengl(given)
+    lens = _lens(intrinsics, len(given), size, captured)
+    fitted = camera_poses.fit_to_chunks(given, len_t)
+    scale = camera_poses.world_scale(fitted) if world_scale is None else world_scale
+    return Trajectory(fitted, lens[: len(fitted)], scale)
+
+
+def written(
+    poses: np.ndarray,
+    intrinsics: str | pathlib.Path,
+    *,
+    size: tuple[int, int],
+    captured: tuple[int, int] = CAPTURED,
+    world_scale: float | None = None,
+) -> Trajectory:
+    """A trajectory from poses that were made here; arguments as in `recorded`."""
+    lens = _lens(intrinsics, len(poses), size, captured)
+    return Trajectory(poses, lens, 1.0 if world_scale is None else world_scale)
+
+
+def _lens(
+    path: str | pathlib.Path,
+    num_poses: int,
+    size: tuple[int, int],
+    captured: tuple[int, int],
+) -> np.ndarray:
+    """Intrinsics of each pose, for the video's size.  float64[T, 4]."""
+    given = _load(path) if str(path) else np.array(LENS)
+    name = str(path) or "intrinsics"
+    lens = camera_poses.check_intrinsics(given, num_poses, name)
+    height, width = captured if str(path) else CAPTURED
+    centre = lens[:, 2:]
+    if (centre <= 0).any() or (centre >= [width, height]).any():
+        raise ValueError(
+            f"{name} must be for {height}x{width} pixels, whose middle it should be "
+            f"near, got the centre {lens[0, 2:].tolist()}; set capture_height and "
+            "capture_width to the size of the recording."
+        )
+    return camera_poses.transform_intrinsics(lens, (height, width), size)
+
+
+def _load(path: str | pathlib.Path) -> np.ndarray:
+    local = fetch.fetch(str(path)) if "://" in str(path) else pathlib.Path(path)
+    local = pathlib.Path(local).expanduser()
+    if not local.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        array = np.load(local, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} must be a .npy array: {error}.") from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path} must be one .npy array, not an .npz archive.")
+    return array

@@ -1,0 +1,1 @@
+"""Cameras: trajectories, rays, and the encoder that hands them to a Wan network."""

@@ -1,0 +1,81 @@
+"""Camera rays as a network takes them: relative poses, a ray per pixel, folded.
+
+Source: NVIDIA/flashdreams, integrations_v2/lingbot/impl/encoder (utils.py, camctrl.py).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from fdjax.axes import Array
+
+_EXACT = jax.lax.Precision.HIGHEST  # a GPU would multiply in tf32
+
+
+def invert(poses: Array) -> Array:
+    """Inverse of rigid transforms: R^T and -R^T t.  float32[..., 4, 4]."""
+    rotation = poses[..., :3, :3].swapaxes(-1, -2)
+    moved = -jnp.matmul(rotation, poses[..., :3, 3:], precision=_EXACT)
+    top = jnp.concatenate([rotation, moved], axis=-1)
+    return jnp.concatenate([top, poses[..., 3:, :]], axis=-2)
+
+
+def relative_poses(poses: Array, previous: Array, scale: Array) -> Array:
+    """Each pose as seen from the one before it.
+
+    Args:
+        poses: Camera-to-world.  float32[B, T, 4, 4].
+        previous: The pose before the first one.  float32[B, 4, 4].
+        scale: Length that becomes 1.  float32[B].
+
+    Returns:
+        float32[B, T, 4, 4].
+    """
+    before = jnp.concatenate([previous[:, None], poses[:, :-1]], axis=1)
+    relative = jnp.matmul(invert(before), poses, precision=_EXACT)
+    return relative.at[..., :3, 3].divide(scale[:, None, None])
+
+
+def pixel_rays(poses: Array, intrinsics: Array, height: int, width: int) -> Array:
+    """Origin and direction of the ray through each pixel's centre.
+
+    Not Pluecker's moment: the origin itself, equal for all pixels of a frame.
+
+    Args:
+        poses: Camera to the frame of reference.  float32[..., 4, 4].
+        intrinsics: (fx, fy, cx, cy), pixels.  float32[..., 4].
+        height: Of the picture, pixels.
+        width: Of the picture, pixels.
+
+    Returns:
+        (origin, unit direction), float32[..., H, W, 6].
+    """
+    fx, fy, cx, cy = (intrinsics[..., i, None, None] for i in range(4))
+    x = (jnp.arange(width, dtype=jnp.float32) + 0.5 - cx) / fx  # [..., 1, W]
+    y = (jnp.arange(height, dtype=jnp.float32)[:, None] + 0.5 - cy) / fy  # [..., H, 1]
+    x, y = jnp.broadcast_arrays(x, y)
+    ray = jnp.stack([x, y, jnp.ones_like(x)], axis=-1)  # [..., H, W, 3]
+    ray /= jnp.linalg.norm(ray, axis=-1, keepdims=True)
+    rotation = poses[..., None, :3, :3].swapaxes(-1, -2)
+    direction = jnp.matmul(ray, rotation, precision=_EXACT)
+    origin = jnp.broadcast_to(poses[..., None, None, :3, 3], direction.shape)
+    return jnp.concatenate([origin, direction], axis=-1)
+
+
+def fold(rays: Array, ratio: int) -> Array:
+    """Pixels of `ratio` x `ratio` squares as channels, in the order (channel, y, x).
+
+    Args:
+        rays: [..., H', W', C].
+        ratio: Side of a square; divides H' and W'.
+
+    Returns:
+        [..., H, W, C * ratio**2].
+    """
+    *lead, height, width, channels = rays.shape
+    split = (height // ratio, ratio, width // ratio, ratio, channels)
+    rays = rays.reshape(*lead, *split)
+    # [..., H, y, W, x, C] -> [..., H, W, C, y, x]
+    axes = tuple(range(len(lead)))
+    first = len(lead)
+    rays = rays.transpose(*axes, *(first + i for i in (0, 2, 4, 1, 3)))
+    return rays.reshape(*lead, split[0], split[2], channels * ratio**2)

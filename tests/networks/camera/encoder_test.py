@@ -1,0 +1,130 @@
+"""The camera encoder: by chunks as all at once, per session; what it refuses."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fdjax.contract.conditioner import Conditions
+from fdjax_models.networks.camera import rays
+from fdjax_models.networks.camera.encoder import (
+    CameraControlEncoderConfig,
+    CameraInput,
+)
+from fdjax_models.networks.wan_vae.vae import WAN21_VAE_ENCODER
+from tests.networks.camera.poses_test import random_poses
+
+LEN_T, CHUNKS, HEIGHT, WIDTH = 2, 3, 4, 6
+VAE = dataclasses.replace(
+    WAN21_VAE_ENCODER, widths=(8, 8, 8, 8), num_blocks=1, dtype="float32"
+)
+ENCODER = CameraControlEncoderConfig(encoder=VAE, len_t=LEN_T).setup()
+
+
+@pytest.fixture(scope="module")
+def params():
+    return ENCODER.init_params(jax.random.key(0))
+
+
+def camera(batch=1, seed=0):
+    frames = 1 + 4 * (LEN_T * CHUNKS - 1)
+    poses = random_poses(batch * frames, seed).reshape(batch, frames, 4, 4)
+    lens = np.random.default_rng(seed).uniform(20, 50, (batch, frames, 4))
+    return CameraInput(
+        poses=poses.astype(np.float32),
+        intrinsics=lens.astype(np.float32),
+        world_scale=np.linspace(0.5, 2, batch, dtype=np.float32),
+    )
+
+
+def chunk(given, index):
+    first = 1 + 4 * (index * LEN_T - 1) if index else 0
+    frames = slice(first, 1 + 4 * ((index + 1) * LEN_T - 1))
+    return dataclasses.replace(
+        given, poses=given.poses[:, frames], intrinsics=given.intrinsics[:, frames]
+    )
+
+
+def start(params, batch=1):
+    image = jax.random.uniform(jax.random.key(1), (batch, 8 * HEIGHT, 8 * WIDTH, 3))
+    return ENCODER.initialize_cache(params, Conditions(image=image), HEIGHT, WIDTH)
+
+
+def stream(params, given, batch=1):
+    cache, found = start(params, batch), []
+    encode = jax.jit(ENCODER.encode)
+    for index in range(CHUNKS):
+        cache, control = encode(params, cache, chunk(given, index))
+        found.append(control)
+    return found
+
+
+def test_chunk_by_chunk_is_all_at_once(params):
+    given = camera(batch=2)
+    made = jnp.concatenate([control.rays for control in stream(params, given, 2)], 1)
+    poses, lens = given.poses[:, ::4], given.intrinsics[:, ::4]
+    relative = rays.relative_poses(
+        jnp.asarray(poses), jnp.asarray(poses[:, 0]), jnp.asarray(given.world_scale)
+    )
+    pixels = rays.pixel_rays(relative, jnp.asarray(lens), 8 * HEIGHT, 8 * WIDTH)
+    expected = rays.fold(pixels.astype(jnp.bfloat16), 8)
+    assert made.dtype == jnp.bfloat16
+    assert made.shape == (2, LEN_T * CHUNKS, HEIGHT, WIDTH, 384)
+    # Rounded to 8 bits: another order of sums may move a value by one unit of these.
+    made, expected = (np.asarray(x, np.float32) for x in (made, expected))
+    np.testing.assert_allclose(made, expected, rtol=2**-7, atol=2**-9)
+    assert np.mean(made != expected) < 0.01
+
+
+def test_the_first_frame_is_encoded_as_for_image_to_video(params):
+    first, second, _ = stream(params, camera())
+    image = ENCODER.image_encoder
+    cache = image.initialize_cache(
+        params, Conditions(image=start(params).image.image), HEIGHT, WIDTH
+    )
+    cache, expected = jax.jit(image.encode)(params, cache, None)
+    np.testing.assert_allclose(first.image.latent, expected.latent, atol=1e-6)
+    np.testing.assert_array_equal(first.image.mask, expected.mask)
+    assert not second.image.mask.any()
+
+
+def test_a_still_camera_has_rays_from_the_origin(params):
+    given = camera()
+    still = np.broadcast_to(given.poses[:, :1], given.poses.shape)
+    given = dataclasses.replace(given, poses=still, world_scale=np.ones(1, np.float32))
+    for control in stream(params, given):
+        origins = np.asarray(control.rays, np.float32)[..., : 3 * 64]
+        np.testing.assert_allclose(origins, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda camera: None, "needs a CameraInput .* got NoneType"),
+        (
+            lambda camera: dataclasses.replace(camera, poses=camera.poses[:, 1:]),
+            r"poses of the first chunk must have shape \(1, 5, 4, 4\)",
+        ),
+        (
+            lambda camera: dataclasses.replace(
+                camera, intrinsics=camera.poses[..., 0, 0]
+            ),
+            r"intrinsics of the first chunk must have shape \(1, 5, 4\)",
+        ),
+        (
+            lambda camera: dataclasses.replace(camera, world_scale=np.float32(1)),
+            r"world_scale of the first chunk must have shape \(1,\)",
+        ),
+    ],
+)
+def test_a_camera_that_does_not_fit_is_refused(params, change, message):
+    with pytest.raises(ValueError, match=message):
+        ENCODER.encode(params, start(params), change(chunk(camera(), 0)))
+
+
+def test_a_later_chunk_has_more_frames(params):
+    cache, _ = ENCODER.encode(params, start(params), chunk(camera(), 0))
+    with pytest.raises(ValueError, match=r"poses of a later chunk .* \(1, 8, 4, 4\)"):
+        ENCODER.encode(params, cache, chunk(camera(), 0))
