@@ -1,0 +1,256 @@
+"""LingBot-World: its published sizes, its runner on tiny networks, its contracts."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from fdjax import testing
+from fdjax.checkpoint import param_shapes
+from fdjax.config import derive_config
+from fdjax.contract.conditioner import Conditions
+from fdjax.run import cli, media
+from fdjax_models.methods.lingbot_world import plot
+from fdjax_models.methods.lingbot_world.config import RUNNER_CONFIGS
+from fdjax_models.networks.camera.encoder import CameraInput
+from tests.networks.camera.poses_test import random_poses, turning
+from tests.networks.wan_dit.tiny_methods import shrink
+
+SHORT = "lingbot-world-fast-taehv-window15-sink3"
+
+
+def tiny(folder, **changes):
+    config = shrink(RUNNER_CONFIGS[SHORT], folder / "out", total_blocks=2)
+    return dataclasses.replace(config, progress=False, prompt="a yard", **changes)
+
+
+def files(folder, poses, intrinsics=None):
+    np.save(folder / "poses.npy", poses)
+    given = {"poses": str(folder / "poses.npy")}
+    if intrinsics is not None:
+        np.save(folder / "lens.npy", intrinsics)
+        given["intrinsics"] = str(folder / "lens.npy")
+    return given
+
+
+def test_published_sizes():
+    """14B with the camera branch, counted by hand."""
+    config = RUNNER_CONFIGS["lingbot-world-fast"].pipeline
+    transformer = config.diffusion_model.transformer
+    shapes = param_shapes(transformer.setup())
+    count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    dim, ffn, layers = 5120, 13824, 40
+    square = dim * dim + dim
+    block = 8 * square + 4 * dim + 2 * dim + 6 * dim + 2 * dim * ffn + ffn + dim
+    camera = 4 * layers * square + 2 * square + (1536 * dim + dim)
+    rest = (36 * 4 * dim + dim) + (4096 * dim + dim + square)
+    rest += (256 * dim + dim + square) + (6 * dim * dim + 6 * dim)
+    rest += 64 * dim + 64 + 2 * dim
+    assert count == layers * block + camera + rest
+    assert transformer.window_size_t == 63
+    steps = config.diffusion_model.scheduler.setup().steps
+    np.testing.assert_array_equal(steps.timestep, (999, 978, 947, 825))
+
+
+@pytest.mark.parametrize("slug", RUNNER_CONFIGS)
+def test_slugs(slug):
+    config = RUNNER_CONFIGS[slug]
+    transformer = config.pipeline.diffusion_model.transformer
+    short = slug.endswith("window15-sink3")
+    assert (transformer.window_size_t, transformer.sink_size_t) == (
+        (15, 3) if short else (63, 0)
+    )
+    assert ("v2" in slug) == ("v2-14b" in transformer.checkpoint_path)
+    assert (config.pixel_height, config.pixel_width, config.fps) == (464, 832, 16)
+
+
+def test_a_run_writes_a_video_a_plot_and_what_repeats_it(tmp_path):
+    given = files(tmp_path, turning(21), np.tile([500.0, 500, 416, 240], (21, 1)))
+    result = tiny(tmp_path, **given).setup().run()
+    assert result.num_frames == 21
+    names = {path.name for path in result.files}
+    name = f"{SHORT}-random-weights"
+    assert {f"{name}.mp4", f"{name}.camera.png", f"{name}.config.json"} <= names
+    picture = np.asarray(Image.open(tmp_path / "out" / f"{name}.camera.png"))
+    assert picture.shape == (320, 960, 3)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 3
+    again = tmp_path / "out" / f"{name}.config.json"
+    assert cli.run(["--config", str(again)]) == 0
+    second = media.read_video(tmp_path / "out" / f"{name}-2.mp4")
+    np.testing.assert_array_equal(media.read_video(result.output), second)
+
+
+def test_the_camera_steers(tmp_path):
+    videos = [
+        media.read_video(tiny(tmp_path, controls=keys).setup().run().output)
+        for keys in ("w*20", "w*8 d*12", "w*20")
+    ]
+    assert (videos[0] != videos[1]).mean() > 0.1
+    np.testing.assert_array_equal(videos[0], videos[2])
+
+
+def test_a_written_path_ends_with_the_chunk_in_which_it_ends(tmp_path):
+    config = dataclasses.replace(tiny(tmp_path, controls="w*9"), total_blocks=9)
+    runner = config.setup()
+    inputs = runner.read_inputs()
+    assert runner.num_chunks(inputs) == 2
+    last = inputs.controls[1].poses[0]
+    np.testing.assert_array_equal(last[1:], np.broadcast_to(last[1], (11, 4, 4)))
+    assert [inputs.label(0, 0), inputs.label(0, 1), inputs.label(1, 5)] == ["", "w", ""]
+
+
+def test_the_lens_follows_the_size_of_the_video(tmp_path):
+    given = files(tmp_path, turning(9), np.array([500.0, 510, 416, 240]))
+    camera = tiny(tmp_path, **given).setup().read_inputs().controls[0]
+    height, width = 32 / 480, 48 / 832
+    expected = (500 * width, 510 * height, 416 * width, 240 * height)
+    np.testing.assert_allclose(camera.intrinsics[0, 0], expected, rtol=1e-6)
+
+
+def test_opengl_and_world_scale(tmp_path):
+    plain = tiny(tmp_path, **files(tmp_path, turning(9))).setup().read_inputs()
+    flipped = turning(9) * np.array([1.0, -1, -1, 1])
+    given = files(tmp_path, flipped)
+    made = tiny(tmp_path, **given, opengl=True, world_scale=3.0).setup().read_inputs()
+    np.testing.assert_allclose(
+        made.controls[0].poses, plain.controls[0].poses, atol=1e-6
+    )
+    assert made.controls[0].world_scale == 3.0
+    assert plain.controls[0].world_scale == pytest.approx(0.4472136, rel=1e-6)
+
+
+def skewed():
+    poses = turning(9)
+    poses[2, 0, 0] += 0.01
+    return poses
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: {"poses": str(d / "none.npy")}, "There is no file"),
+        (lambda d: files(d, turning(8)), "takes 9 poses, got 8"),
+        (lambda d: files(d, skewed()), "pose 2 are off orthonormal by 0.0"),
+        (lambda d: files(d, np.full((9, 4, 4), np.nan)), "pose 0 is not"),
+        (lambda d: files(d, turning(9), np.ones((4, 4))), "for each of 9 poses, got 4"),
+        (
+            lambda d: files(d, turning(9), np.array([1000.0, 1000, 960, 540])),
+            "must be for 480x832 pixels.* set capture_height",
+        ),
+        (
+            lambda d: files(d, turning(9)) | {"camera": "yaw 3"},
+            "one of poses and camera",
+        ),
+        (lambda d: {"opengl": True}, "give poses with it"),
+        (lambda d: {"camera": "fly 3"}, "'fly 3' must be one of"),
+        (lambda d: {"controls": "z*3"}, "must be keys"),
+    ],
+)
+def test_bad_input_is_named_before_anything_is_made(tmp_path, change, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        tiny(tmp_path, **change(tmp_path)).setup().prepare()
+    assert not list((tmp_path / "out").glob("*.mp4"))
+
+
+@pytest.mark.parametrize("suffix", ["pickle", "npz", "text"])
+def test_a_file_that_is_no_array_is_named(tmp_path, suffix):
+    path = tmp_path / "poses.npy"
+    if suffix == "pickle":
+        np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    elif suffix == "npz":
+        with path.open("wb") as file:
+            np.savez(file, poses=turning(9))
+    else:
+        path.write_text("1 2 3")
+    with pytest.raises(ValueError, match=r"poses.npy must be (a|one) .npy array"):
+        tiny(tmp_path, poses=str(path)).setup().prepare()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"world_scale": 0.0}, "world_scale must be above 0"),
+        ({"world_scale": float("nan")}, "world_scale must be above 0"),
+        ({"capture_width": 0}, "capture_width must be at least 1"),
+        ({"keep_aspect": True}, "keep_aspect must be False"),
+    ],
+)
+def test_a_config_that_makes_no_sense(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(RUNNER_CONFIGS[SHORT], **changes)
+
+
+def test_a_plot_of_a_still_camera():
+    assert plot.draw(np.tile(np.eye(4), (9, 1, 1)), 16).shape == (320, 960, 3)
+
+
+# Contracts
+
+HEIGHT, WIDTH, LEN_T = 16, 32, 3
+
+
+def _conditions(seed):
+    keys = jax.random.split(jax.random.key(seed))
+    text = jax.random.normal(keys[0], (2, 8, 24))
+    image = jax.random.uniform(keys[1], (2, HEIGHT, WIDTH, 3), minval=-1.0)
+    return Conditions(text=text, image=image)
+
+
+def _initialize(pipeline, params, key):
+    return pipeline.initialize_cache(params, conditions=_conditions(1), key=key)
+
+
+def _camera(index):
+    frames = 1 + 4 * (LEN_T - 1) if index == 0 else 4 * LEN_T
+    poses = random_poses(2 * frames, index).reshape(2, frames, 4, 4)
+    return CameraInput(
+        poses=poses.astype(np.float32),
+        intrinsics=np.full((2, frames, 4), 30, np.float32),
+        world_scale=np.array([1, 2], np.float32),
+    )
+
+
+def _case():
+    config = shrink(RUNNER_CONFIGS[SHORT], "outputs").pipeline
+    config = derive_config(
+        config,
+        conditioner=None,
+        diffusion_model={
+            "transformer": {
+                "window_size_t": 6,
+                "sink_size_t": 3,
+                "network": {"num_layers": 1},
+            }
+        },
+    )
+    return testing.PipelineCase(
+        config=config,
+        initialize=_initialize,
+        num_chunks=5,
+        make_input=_camera,
+        new_conditions=lambda pipeline, params: _conditions(2),
+    )
+
+
+@pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
+def test_contract(check):
+    check(_case())
+
+
+def test_help_names_the_camera(capsys):
+    assert cli.run([SHORT, "--help"]) == 0
+    text = capsys.readouterr().out
+    for name in ("--poses", "--intrinsics", "--camera", "--controls", "--opengl"):
+        assert re.search(rf"^\s*{name}\b", text, re.MULTILINE), name
+
+
+def test_the_config_is_json(tmp_path):
+    from fdjax import config as config_lib
+    from fdjax.run import plugins
+
+    text = config_lib.to_json(RUNNER_CONFIGS[SHORT], classes=plugins.known_classes())
+    assert json.loads(text)["camera"] == ""
