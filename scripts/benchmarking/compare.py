@@ -62,7 +62,9 @@ def share(config: Any, params: Any, folder: Path, spec: dict[str, Any]) -> None:
         "first_steady_chunk": methods.first_steady_chunk(config),
     }
     (folder / "reference.json").write_text(json.dumps(description))
-    conditions = methods.random_conditions(config, jax.random.key(1))
+    conditions = methods.random_conditions(
+        config, jax.random.key(1), (spec["pixel_height"], spec["pixel_width"])
+    )
     np.save(folder / "text.npy", np.asarray(conditions.text, np.float32))
     np.save(folder / "noise.npy", _noise(pipeline, params, conditions, spec))
     for name, file in WEIGHTS.items():
@@ -94,7 +96,9 @@ def rollout(
     name = f"fdjax_{config.diffusion_model.transformer.network.dtype}{suffix}"
     cache = pipeline.initialize_cache(
         params,
-        conditions=methods.random_conditions(config, jax.random.key(1)),
+        conditions=methods.random_conditions(
+            config, jax.random.key(1), (spec["pixel_height"], spec["pixel_width"])
+        ),
         pixel_height=spec["pixel_height"],
         pixel_width=spec["pixel_width"],
     )

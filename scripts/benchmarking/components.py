@@ -54,7 +54,9 @@ def forward(spec: dict[str, Any], report: measure.Report) -> None:
     params, seconds = _timed(transformer.init_params, jax.random.key(0))
     report.add("weights", {"seconds": seconds, **_size(params)})
     size = spec["pixel_height"] // 8, spec["pixel_width"] // 8
-    conditions = methods.random_conditions(config, jax.random.key(1))
+    conditions = methods.random_conditions(
+        config, jax.random.key(1), (spec["pixel_height"], spec["pixel_width"])
+    )
     cache = transformer.initialize_cache(params, conditions, *size)
     shape = transformer.latent_shape(cache)
     report.add("shape", {"latent": list(shape), "conditions": conditions.text.shape})

@@ -23,15 +23,16 @@ def pipeline_config(
         overrides: Nested changes of the pipeline's config.
 
     Raises:
-        ValueError: The method needs per-chunk input, which is not made here.
+        ValueError: The method needs other input per chunk than is made here.
     """
     from fdjax.config import derive_config
+    from fdjax_models.networks.camera.encoder import CameraControlEncoderConfig
 
     config = runner_config(slug).pipeline
-    if config.encoder is not None:
+    if not isinstance(config.encoder, CameraControlEncoderConfig | None):
         raise ValueError(
-            f"--method must be a text-to-video method, got {slug!r}, which has an "
-            "encoder of per-chunk input."
+            "--method must turn text into video, or be steered by a camera, got "
+            f"{slug!r}."
         )
     config = dataclasses.replace(config, conditioner=None)
     if decoder != "config":
@@ -61,8 +62,13 @@ def runner_config(slug: str) -> Any:
     return configs[slug]
 
 
-def random_conditions(config: Any, key: Any, batch: int = 1) -> Any:
-    """Standard normal text embeddings, and negative ones where guidance is on."""
+def random_conditions(
+    config: Any, key: Any, size: tuple[int, int], batch: int = 1
+) -> Any:
+    """Standard normal text embeddings, and negative ones where guidance is on.
+
+    A method with an encoder gets a random image of `size`, pixels, in [-1, 1].
+    """
     import jax
     import jax.numpy as jnp
 
@@ -75,7 +81,23 @@ def random_conditions(config: Any, key: Any, batch: int = 1) -> Any:
         jax.random.normal(part, shape, jnp.bfloat16) for part in jax.random.split(key)
     ]
     negative = texts[1] if transformer.guidance_scale > 1 else None
-    return Conditions(text=texts[0], negative_text=negative)
+    image = None
+    if config.encoder is not None:
+        image = jax.random.uniform(key, (batch, *size, 3), minval=-1.0)
+    return Conditions(text=texts[0], negative_text=negative, image=image)
+
+
+def chunk_input(config: Any, index: int, size: tuple[int, int]) -> Any:
+    """The input of a chunk: None, or a camera that walks straight on."""
+    if config.encoder is None:
+        return None
+    from fdjax_models.methods.lingbot_world import paths, trajectory
+
+    # A chunk's rays depend on the steps within it alone: any later one is the second.
+    len_t = config.encoder.len_t
+    poses = paths.walk(paths.read_controls("w*999", 16), 1 + 4 * (2 * len_t - 1))
+    way = trajectory.written(poses, "", size=size)
+    return way.chunk(min(index, 1), len_t)
 
 
 def first_steady_chunk(config: Any) -> int:

@@ -68,8 +68,9 @@ def main(spec: dict[str, Any], report: measure.Report) -> None:
 
         compare.share(first, runs.params, Path(spec["share"]), spec)
         report.add("shared", spec["share"])
-    runs.measure_pure()
-    report.add("memory_pure", memory_stats())
+    if spec["pure"]:
+        runs.measure_pure()
+        report.add("memory_pure", memory_stats())
 
 
 class Runs:
@@ -86,6 +87,13 @@ class Runs:
         self.params: Any = None
         self.cache: Any = None
         self._profiler = profiler
+        self._size = spec["pixel_height"], spec["pixel_width"]
+        self._index = 0
+
+    def _input(self) -> Any:
+        """The input of the next chunk."""
+        self._index += 1
+        return methods.chunk_input(self.pipeline.config, self._index - 1, self._size)
 
     def change_decoder(self, config: Any) -> None:
         """Continues with another decoder, the weights of the rest kept."""
@@ -102,12 +110,14 @@ class Runs:
         """A new rollout from random conditions; the old session is dropped."""
         import jax
 
-        self.cache = None
+        self.cache, self._index = None, 0
         config = self.pipeline.config
         self.cache = jax.block_until_ready(
             self.pipeline.initialize_cache(
                 self.params,
-                conditions=methods.random_conditions(config, jax.random.key(1)),
+                conditions=methods.random_conditions(
+                    config, jax.random.key(1), self._size
+                ),
                 pixel_height=self.spec["pixel_height"],
                 pixel_width=self.spec["pixel_width"],
                 key=jax.random.key(2),
@@ -120,7 +130,11 @@ class Runs:
         """One chunk, waiting after each stage; milliseconds per stage."""
         self._profiler.start()
         self.cache, video = self.pipeline.generate(
-            self.params, self.cache, donate=donate, profiler=self._profiler
+            self.params,
+            self.cache,
+            self._input(),
+            donate=donate,
+            profiler=self._profiler,
         )
         del video
         if on_video is not None:
@@ -159,7 +173,7 @@ class Runs:
                 jax.block_until_ready(self.cache)
                 start = time.perf_counter()
                 self.cache, video = self.pipeline.generate(
-                    self.params, self.cache, donate=True
+                    self.params, self.cache, self._input(), donate=True
                 )
                 video.copy_to_host_async()
                 self.cache = self.pipeline.finalize(
@@ -183,7 +197,7 @@ class Runs:
         for _ in range(count):
             began = time.perf_counter()
             self.cache, video = self.pipeline.generate(
-                self.params, self.cache, donate=True
+                self.params, self.cache, self._input(), donate=True
             )
             self.cache = self.pipeline.finalize(self.params, self.cache, donate=True)
             host.append(1e3 * (time.perf_counter() - began))
