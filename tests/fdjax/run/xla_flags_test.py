@@ -42,3 +42,17 @@ def test_xla_knows_the_flags():
         "import jax; jax.devices()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("given", [None, "0.5"])
+def test_most_of_a_gpus_memory_is_taken_unless_the_user_says_otherwise(
+    monkeypatch, given
+):
+    name = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv(name, "")  # noted, so that it is undone
+    monkeypatch.delenv(name)
+    if given is not None:
+        monkeypatch.setenv(name, given)
+    xla_flags.set_defaults()
+    assert os.environ[name] == (given or xla_flags.MEMORY_FRACTION)
