@@ -217,7 +217,7 @@ class Runs:
             return
         self.report.add(f"kernels_{name}", kernels.of_calls(self.chunk, count))
         path = Path(self.spec["folder"]) / "diffuse.hlo.gz"
-        if not path.exists():
+        if not path.exists() and self.pipeline.encoder is None:
             kernels.save_program(self.pipeline, self.params, self.cache, path)
 
     def measure_pure(self) -> None:
