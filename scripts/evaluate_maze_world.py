@@ -9,6 +9,7 @@ of an hour on two CPU cores, most of it the 500 chunks.
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path

@@ -15,6 +15,7 @@ few-step model as it ships:
 import dataclasses
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 

@@ -50,7 +50,7 @@ def test_others_are_taken(levels):
     [
         (
             {"num_inference_steps": 1001},
-            r"must be <= num_train_timesteps \(1000\), got",
+            r"<= num_train_timesteps \(1000\), got",
         ),
         ({"num_inference_steps": 10**9}, "must be <= num_train_timesteps"),
         ({"num_inference_steps": -1}, "must be >= 1"),
