@@ -289,8 +289,7 @@ def test_configs_that_cannot_work_are_refused(fields, message):
         FlowMatchSchedulerConfig(**fields)
 
 
-@pytest.mark.parametrize("shift", [1e9, 1e-9])
-def test_levels_that_coincide_are_refused_at_setup(shift):
-    config = FlowMatchSchedulerConfig(shift=shift)
+def test_levels_that_coincide_are_refused_at_setup():
+    config = FlowMatchSchedulerConfig(shift=1e9)
     with pytest.raises(ValueError, match=r"levels that decrease within \[0, 1\]"):
         config.setup()
