@@ -274,7 +274,7 @@ class Runner(Component):
         if not interrupted:
             watch.wait()
         report.nonfinite = dict(watch.bad)
-        report.outputs = list(writer.paths)
+        report.outputs = list(writer.paths) if report.num_frames else []
         if jax.process_index() == 0 and (report.num_frames or report.nonfinite):
             report.write()
             if config.save_session and not report.nonfinite:
