@@ -104,7 +104,9 @@ def test_the_run_ends_before_the_first_bad_chunk(tmp_path, turn_bad_at, index):
 
 def test_a_first_chunk_that_is_bad_leaves_the_stats_alone(tmp_path, turn_bad_at):
     turn_bad_at(0)
-    with pytest.raises(finite.NonFiniteError, match=r"chunk 0 .*Nothing was made, see .*/stats_ti"):
+    with pytest.raises(
+        finite.NonFiniteError, match=r"chunk 0 .*Nothing was made, see .*/stats_ti"
+    ):
         turning(tmp_path).setup().run()
     [chunk] = stats(tmp_path)
     assert chunk["nonfinite"] == "diffuse"
