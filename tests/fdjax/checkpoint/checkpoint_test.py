@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -18,7 +17,7 @@ import pytest
 import safetensors.numpy
 
 from fdjax import checkpoint
-from fdjax.checkpoint import files, load, orbax_format, placement
+from fdjax.checkpoint import load, orbax_format, placement
 from fdjax.checkpoint.tensors import LazyTensor
 from fdjax.config import InstantiateConfig
 from fdjax.contract.component import ParametricComponent
