@@ -145,7 +145,8 @@ def sweep(directory: pathlib.Path) -> None:
 
 
 def _sweep_folder(folder: pathlib.Path) -> None:
-    young = _WEEK if folder.name.endswith(_RESUMABLE) else 0.0
+    begun = folder.name.endswith(_RESUMABLE) and any((folder / "new").glob("*"))
+    young = _WEEK if begun else 0.0
     if fcntl is None:
         young = max(young, _DAY)
     if young and _age(folder) < young:

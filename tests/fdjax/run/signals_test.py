@@ -157,24 +157,34 @@ def test_the_codes_of_a_command(capsys, number):
 
 def test_what_is_held_is_not_cut_short():
     done = []
-    with signals.ending_like_ctrl_c() as came:
-        with pytest.raises(KeyboardInterrupt), signals.held():
+
+    def finish():
+        with signals.held():
             for _ in range(3):
                 signal.raise_signal(signal.SIGTERM)
                 signal.raise_signal(signal.SIGHUP)
             done.append(1)
+
+    with signals.ending_like_ctrl_c() as came:
+        with pytest.raises(KeyboardInterrupt):
+            finish()
         assert came[0] == signal.SIGTERM
     assert done == [1]
 
 
 def test_a_second_ctrl_c_is_not_held():
     done = []
-    with processes.default_sigint():
-        with pytest.raises(KeyboardInterrupt), signals.held():
+
+    def finish():
+        with signals.held():
             signal.raise_signal(signal.SIGINT)
             done.append(1)
             signal.raise_signal(signal.SIGINT)
             done.append(2)
+
+    with processes.default_sigint():
+        with pytest.raises(KeyboardInterrupt):
+            finish()
         assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     assert done == [1]
 
