@@ -72,7 +72,8 @@ class HubAddress:
         """The address again, as `parse` reads it."""
         start = {"model": "hf://"}.get(self.kind, f"hf://{self.kind}s/")
         revision = urllib.parse.quote(self.revision or "", safe="")
-        return f"{start}{self.repo}{'@' * bool(revision)}{revision}/{self.path}"
+        path = f"/{self.path}" if self.path else ""
+        return f"{start}{self.repo}{'@' * bool(revision)}{revision}{path}"
 
     @property
     def url(self) -> str:
