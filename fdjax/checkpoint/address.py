@@ -113,7 +113,7 @@ def parse(source: str | os.PathLike) -> Address:
     if scheme := _SCHEME.match(text):
         text = scheme[0].lower() + text[scheme.end() :]
         return _parse_url(text)
-    path = pathlib.Path(text).expanduser()
+    path = pathlib.Path(os.path.expanduser(text))
     here = os.path.lexists(path)
     if not here and (lost := _LOST_SLASH.match(text)):
         meant = f"{lost[1].lower()}://{text[lost.end() :]}"

@@ -109,7 +109,7 @@ def cached_encode(
     Returns:
         What `encoder.encode(load(), inputs)` returns.
     """
-    folder = pathlib.Path(directory or default_directory()).expanduser()
+    folder = pathlib.Path(os.path.expanduser(directory or default_directory()))
     identity = _identity(encoder)
     if identity is None:
         return encoder.encode(load(), inputs)

@@ -1,6 +1,7 @@
 """Follows a run on the host: progress, stats, and the files beside the video."""
 
 import dataclasses
+import os
 import pathlib
 import sys
 import time
@@ -58,7 +59,7 @@ class RunReport:
         self.num_frames = 0
         self.stages: list[dict[str, float]] = []
         self.paths = OutputPaths(
-            pathlib.Path(config.output_dir).expanduser(),
+            pathlib.Path(os.path.expanduser(config.output_dir)),
             config.runner_name + ("-random-weights" if config.random_weights else ""),
             ".mp4" if config.pipeline.decoder is not None else ".npy",
         )
