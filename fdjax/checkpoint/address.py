@@ -113,8 +113,8 @@ def parse(source: str | os.PathLike) -> Address:
     if scheme := _SCHEME.match(text):
         text = scheme[0].lower() + text[scheme.end() :]
         return _parse_url(text)
-    path = pathlib.Path(os.path.expanduser(text))
-    here = os.path.lexists(path)
+    here = os.path.lexists(text)
+    path = pathlib.Path(text if here else os.path.expanduser(text))
     if not here and (lost := _LOST_SLASH.match(text)):
         meant = f"{lost[1].lower()}://{text[lost.end() :]}"
         raise ValueError(

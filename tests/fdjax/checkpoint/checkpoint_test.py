@@ -300,7 +300,8 @@ def test_what_is_replaced_while_it_is_read_is_read_again(
 ):
     path, reads = tmp_path / name, []
     old, new = (
-        {"a": np.full(9, x, np.float32), "b": np.full(9, x)} for x in (1.0, 2.0)
+        {"a": np.full(9, x, np.float32), "b": np.full(9, x, np.float32)}
+        for x in (1.0, 2.0)
     )
     checkpoint.save(path, old)
     restore = store._restore

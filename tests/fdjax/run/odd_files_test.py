@@ -59,7 +59,18 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path):
 
 ODD_NAMES = [
     *("12:30", "concat:a", "-a", "http:a", "imageio:a", "50%d", "frame%03d"),
-    *("it's", "a b", "图", "a#b", "a?b", "[1]", "<video0>", "new\nline", "~nobody"),
+    *(
+        "it's",
+        "a b",
+        "图",
+        "a#b",
+        "a?b",
+        "[1]",
+        "<video0>",
+        "new\nline",
+        "~",
+        "~no-such-user",
+    ),
 ]
 
 
