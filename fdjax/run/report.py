@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import pathlib
 import sys
 import time
@@ -90,7 +91,7 @@ class RunReport:
         self.has_session = False
         self._has_sheet = False
         self.paths = OutputPaths(
-            pathlib.Path(config.output_dir).expanduser(),
+            pathlib.Path(os.path.expanduser(config.output_dir)),
             name,
             ".mp4" if config.pipeline.decoder is not None else ".npy",
         )

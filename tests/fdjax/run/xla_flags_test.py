@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -42,3 +43,17 @@ def test_xla_knows_the_flags():
         "import jax; jax.devices()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_cache_that_cannot_be_written_is_said_once(monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("FDJAX_CACHE_DIR", str(tmp_path / "file"))
+    updates = []
+    settings = types.SimpleNamespace(
+        jax_compilation_cache_dir=None, update=lambda *pair: updates.append(pair)
+    )
+    monkeypatch.setattr(jax, "config", settings)
+    xla_flags.enable_compilation_cache()
+    assert updates == []
+    assert "not kept: the cache " in caplog.text
+    assert "set FDJAX_CACHE_DIR to a folder that can" in caplog.text
