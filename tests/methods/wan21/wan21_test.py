@@ -103,7 +103,7 @@ def test_squeezing_a_picture_is_asked_for_and_said(tmp_path, picture, caplog):
 
 
 @pytest.mark.parametrize(
-    "picture", [(480, 832), (832, 480), (1080, 1920), (3000, 4000), (1000, 1000)]
+    "picture", [(1080, 1920), (1920, 1080), (3000, 4000), (768, 1024), (1000, 1000)]
 )
 def test_a_picture_gives_the_size(picture):
     """By the rule of Wan-Video/Wan2.1, wan/image2video.py, max_area 480 * 832."""
@@ -115,6 +115,11 @@ def test_a_picture_gives_the_size(picture):
     found = size_of_area(area, aspect, (16, 16))
     assert found == theirs
     assert abs(found[0] / found[1] / aspect - 1) < 0.05
+
+
+def test_a_picture_of_the_runs_size_keeps_it():
+    sizes = [(h, w) for h in range(16, 1300, 16) for w in range(16, 1300, 16)]
+    assert all(size_of_area(h * w, h / w, (16, 16)) == (h, w) for h, w in sizes)
 
 
 def test_a_strip_has_at_least_one_patch():
