@@ -9,6 +9,7 @@ of an hour on two CPU cores, most of it the 500 chunks.
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,4 +47,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if {"-h", "-help", "--help"} & set(sys.argv[1:]):
+        app.usage(writeto_stdout=True, exitcode=0)  # absl's own exits with 1
     app.run(main)

@@ -15,6 +15,7 @@ few-step model as it ships:
 import dataclasses
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,4 +78,6 @@ def export(folder: Path, target: Path) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+    if {"-h", "-help", "--help"} & set(sys.argv[1:]):
+        app.usage(writeto_stdout=True, exitcode=0)  # absl's own exits with 1
     app.run(main)

@@ -43,6 +43,21 @@ def pytest_addoption(parser):
         help="print the worst error of each file of parity tests; with -v of each test",
     )
 
+    parser.addoption(
+        "--robustness-trials",
+        type=int,
+        default=0,
+        metavar="N",
+        help="kill each kind of writer N times more, and before every operation",
+    )
+    parser.addoption(
+        "--robustness-chunks",
+        type=int,
+        default=0,
+        metavar="N",
+        help="stream N chunks in the soak, in place of a few hundred",
+    )
+
 
 def pytest_terminal_summary(terminalreporter, config):
     if not config.getoption("--worst-errors"):

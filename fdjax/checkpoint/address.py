@@ -72,7 +72,8 @@ class HubAddress:
         """The address again, as `parse` reads it."""
         start = {"model": "hf://"}.get(self.kind, f"hf://{self.kind}s/")
         revision = urllib.parse.quote(self.revision or "", safe="")
-        return f"{start}{self.repo}{'@' * bool(revision)}{revision}/{self.path}"
+        path = f"/{self.path}" if self.path else ""
+        return f"{start}{self.repo}{'@' * bool(revision)}{revision}{path}"
 
     @property
     def url(self) -> str:
@@ -112,8 +113,8 @@ def parse(source: str | os.PathLike) -> Address:
     if scheme := _SCHEME.match(text):
         text = scheme[0].lower() + text[scheme.end() :]
         return _parse_url(text)
-    path = pathlib.Path(text).expanduser()
-    here = os.path.lexists(path)
+    here = os.path.lexists(text)
+    path = pathlib.Path(text if here else os.path.expanduser(text))
     if not here and (lost := _LOST_SLASH.match(text)):
         meant = f"{lost[1].lower()}://{text[lost.end() :]}"
         raise ValueError(

@@ -8,6 +8,7 @@ checksum that the site states. Another URL is kept under FDJAX_CACHE_DIR/downloa
 import dataclasses
 import errno
 import hashlib
+import http.client
 import json
 import os
 import re
@@ -33,6 +34,7 @@ from fdjax.checkpoint.errors import CheckpointError
 _BLOCK = 1 << 20
 _TIMEOUT = 30.0  # seconds that a connection may stand still
 _ATTEMPTS = 4
+_IN_URLS = "%/:?#[]@!$&'()*+,;=~"
 _TRANSPORTS = ("http", "requests.", "urllib3.")
 _TRUE = ("1", "true", "yes", "on", "t", "y")
 
@@ -297,7 +299,7 @@ def _fetch_url(address: UrlAddress, flag: str) -> Path:
             if reason := network.unreachable(url):
                 raise OSError(reason)
             _download(url, part)
-        except (urllib.error.URLError, OSError) as error:
+        except (OSError, http.client.HTTPException) as error:
             if getattr(error, "errno", None) == errno.ENOSPC:
                 raise
             arrived = part.exists() and part.stat().st_size
@@ -324,7 +326,8 @@ def _kept(address: UrlAddress) -> Path:
     key = hashlib.sha256(f"{address.url}#{address.sha256}".encode()).hexdigest()[:32]
     name = Path(urllib.parse.unquote(urllib.parse.urlsplit(address.url).path)).name
     name = re.sub(r"[\0-\x1f/\\\\]", "_", name)[-100:]
-    return files.cache_dir() / "downloads" / key / (name or "file")
+    name = "file" if name in ("", ".", "..") else name
+    return files.cache_dir() / "downloads" / key / name
 
 
 def _download(url: str, part: Path) -> None:
@@ -336,7 +339,12 @@ def _download(url: str, part: Path) -> None:
         except urllib.error.HTTPError as error:
             if error.code < 500 or attempt == _ATTEMPTS - 1:
                 raise
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
+        except (
+            urllib.error.URLError,
+            TimeoutError,
+            ConnectionError,
+            http.client.IncompleteRead,
+        ):
             if attempt == _ATTEMPTS - 1:
                 raise
         time.sleep(0.5 * 2**attempt)
@@ -351,7 +359,8 @@ def _download_once(url: str, part: Path) -> None:
     headers = {"User-Agent": "fdjax"}
     if start:
         headers |= {"Range": f"bytes={start}-", "If-Range": tag.read_text("utf-8")}
-    request = urllib.request.Request(url, headers=headers)
+    plain = urllib.parse.quote(url, safe=_IN_URLS)  # of a browser, with letters in it
+    request = urllib.request.Request(plain, headers=headers)
     try:
         response: Any = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:

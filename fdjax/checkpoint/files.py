@@ -17,7 +17,7 @@ _FULL_SIGNS = ("no space left on device", "disk quota exceeded", "file too large
 def cache_dir() -> pathlib.Path:
     """Where fdjax keeps what it can make again: FDJAX_CACHE_DIR or ~/.cache/fdjax."""
     given = os.environ.get("FDJAX_CACHE_DIR")
-    return pathlib.Path(given or "~/.cache/fdjax").expanduser()
+    return pathlib.Path(os.path.expanduser(given or "~/.cache/fdjax"))
 
 
 def cache_folder(name: str) -> pathlib.Path:
@@ -92,7 +92,7 @@ def check_output_dir(path: str | os.PathLike) -> pathlib.Path:
     Raises:
         PermissionError: It cannot be made or written; the message says why.
     """
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(os.path.expanduser(path))
     try:
         path.mkdir(parents=True, exist_ok=True)
         temporary.Temporary(path / "probe").discard()

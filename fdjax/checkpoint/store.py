@@ -60,7 +60,7 @@ def save(
         FileExistsError: There is something at `path`.
         OSError: The disk is full.
     """
-    path = pathlib.Path(path).expanduser().absolute()
+    path = pathlib.Path(os.path.expanduser(path)).absolute()
     temporary.settle(path)
     if component is not None:
         architecture, config = component.architecture, component.config
@@ -105,7 +105,7 @@ def read_metadata(path: str | os.PathLike) -> Metadata | None:
     Raises:
         ValueError: It is damaged, or of a newer version.
     """
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(os.path.expanduser(path))
     temporary.settle(path)
     try:
         if (path / _METADATA).is_file():
@@ -158,7 +158,7 @@ def restore(
         FileNotFoundError: There is nothing at `path`.
         ValueError: It is damaged, or belongs to another architecture or config.
     """
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(os.path.expanduser(path))
     while True:
         temporary.settle(path)
         before = _place(path)
@@ -240,7 +240,7 @@ def open_lazily(path: str | os.PathLike) -> tuple[Metadata, PyTree]:
         FileNotFoundError: There is nothing at `path`.
         ValueError: It is damaged, or no checkpoint of fdjax.
     """
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(os.path.expanduser(path))
     metadata = _existing_metadata(path)
     if path.is_dir():
         if damage := _damage(path, metadata.files):
@@ -272,7 +272,7 @@ def _existing_metadata(path: pathlib.Path) -> Metadata:
 
 def is_intact(path: str | os.PathLike) -> bool:
     """Whether there is a whole directory of fdjax's own format."""
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(os.path.expanduser(path))
     try:
         metadata = read_metadata(path)
     except ValueError:

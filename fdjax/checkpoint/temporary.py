@@ -82,6 +82,8 @@ class Temporary:
     def discard(self) -> None:
         """Removes what is left of it; to be called in any case, at the end."""
         if self._lock is not None:
+            if os.path.isdir(self.path):
+                _remove_for_good(self._folder)
             _remove(self._folder)
             os.close(self._lock)
             self._lock = None
@@ -145,7 +147,8 @@ def sweep(directory: pathlib.Path) -> None:
 
 
 def _sweep_folder(folder: pathlib.Path) -> None:
-    young = _WEEK if folder.name.endswith(_RESUMABLE) else 0.0
+    begun = folder.name.endswith(_RESUMABLE) and any((folder / "new").glob("*"))
+    young = _WEEK if begun else 0.0
     if fcntl is None:
         young = max(young, _DAY)
     if young and _age(folder) < young:
@@ -294,15 +297,20 @@ def _exists(path: pathlib.Path) -> FileExistsError:
     return FileExistsError(f"{path} exists; remove it or choose another path.")
 
 
-def _remove(folder: pathlib.Path) -> None:
+def _remove(path: pathlib.Path) -> None:
+    """Removes a file, or a directory with what is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_for_good(folder: pathlib.Path) -> None:
     """Removes a folder, in which threads of a failed save may still write."""
+    absent = False
     for _ in range(40):
-        if not os.path.lexists(folder):
-            return
-        if folder.is_dir() and not folder.is_symlink():
-            shutil.rmtree(folder, ignore_errors=True)
-        else:
-            folder.unlink(missing_ok=True)
-        if not os.path.lexists(folder):
-            return
+        _remove(folder)
         time.sleep(0.05)
+        if absent and not os.path.lexists(folder):
+            return
+        absent = not os.path.lexists(folder)

@@ -19,6 +19,7 @@ training loop, a preview) calls
 
 import abc
 import dataclasses
+import math
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -26,6 +27,8 @@ from jax.typing import ArrayLike
 
 from fdjax.axes import Array
 from fdjax.config.base import Component, InstantiateConfig
+
+_MOST_TIMESTEPS = 100_000  # of the table of a training
 
 
 class StepRecord(Protocol):
@@ -133,9 +136,40 @@ class SchedulerConfig(InstantiateConfig[Scheduler]):
     """Timestep of pure noise: timestep = num_train_timesteps * sigma."""
 
     def __post_init__(self) -> None:
-        require(self, "num_inference_steps", self.num_inference_steps >= 1, ">= 1")
+        steps, last = self.num_inference_steps, self.num_train_timesteps
+        most = f"<= {_MOST_TIMESTEPS}"
+        require(self, "num_inference_steps", steps >= 1, ">= 1")
         require(self, "shift", self.shift > 0, "> 0; 1 leaves the levels as they are")
-        require(self, "num_train_timesteps", self.num_train_timesteps >= 2, ">= 2")
+        require(self, "shift", self.shift < math.inf, "finite")
+        require(self, "num_train_timesteps", last >= 2, ">= 2")
+        require(self, "num_train_timesteps", last <= _MOST_TIMESTEPS, most)
+        require(
+            self,
+            "num_inference_steps",
+            steps <= last,
+            f"<= num_train_timesteps ({last})",
+        )
+
+    def setup(self) -> Scheduler:
+        """Builds the solver; refuses levels that do not lead from noise to a picture.
+
+        Raises:
+            TypeError: A field has another type than it declares.
+            ValueError: The levels do not decrease within [0, 1], in float32.
+        """
+        scheduler = super().setup()
+        sigmas = np.asarray(scheduler.sigmas, np.float32)
+        inside = bool(sigmas[0] <= 1) and bool(sigmas[-1] >= 0)  # false of NaN
+        steps = np.diff(sigmas)
+        if not (inside and np.all(steps[:-1] < 0) and steps[-1] <= 0):
+            shown = ", ".join(f"{sigma:g}" for sigma in sigmas[:8])
+            raise ValueError(
+                f"{type(self).__name__} must give noise levels that decrease within "
+                f"[0, 1], in float32; its own are {shown}"
+                f"{', ...' if len(sigmas) > 8 else ''}. Take another shift, or fewer "
+                "or other timesteps."
+            )
+        return scheduler
 
 
 def require(config: SchedulerConfig, field: str, holds: bool, requirement: str) -> None:

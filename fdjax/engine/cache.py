@@ -7,15 +7,20 @@ of different age, prompt and seed share a batch. Only a session's first chunk is
 its first chunk alone and joins.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fdjax.axes import Array, PyTree
+from fdjax.engine.checks import readable
 from fdjax.engine.diffusion import FinalState
+
+_SHOWN = 8  # sessions whose chunk is shown
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -43,6 +48,37 @@ class StreamInferencePipelineCache:
     def num_sessions(self) -> int:
         """B."""
         return int(self.autoregressive_index.shape[0])
+
+    def __repr__(self) -> str:
+        """Sessions, state, and each part's arrays and bytes: no values, few lines."""
+        index = self.autoregressive_index
+        lines = [
+            f"{type(self).__name__}(sessions={getattr(index, 'shape', '?')}, "
+            f"{'ready' if self.final_state is None else 'pending'}, "
+            f"chunk={_value(index)}, {_summary(self)}"
+        ]
+        names = ("transformer_cache", "encoder_cache", "decoder_cache", "final_state")
+        for name in names:
+            part = getattr(self, name)
+            kind = part if part is None or part == () else type(part).__name__
+            lines.append(f"    {name}={kind}, {_summary(part)}")
+        return "\n".join([*lines, f"    key={getattr(self.key, 'dtype', self.key)})"])
+
+
+def _summary(tree: PyTree) -> str:
+    """How many arrays there are in a tree, and how large they are."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape")]
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    return f"{len(leaves)} arrays, {size / 2**20:.1f} MiB"
+
+
+def _value(index: Any) -> str:
+    """The values of a small array where they are there, else what it is."""
+    if not isinstance(index, jax.Array) or isinstance(index, jax.core.Tracer):
+        return str(getattr(index, "dtype", "?"))
+    if index.is_deleted() or not readable(index):
+        return str(index.dtype)
+    return str(np.asarray(index)[:_SHOWN].tolist())
 
 
 def check_key(key: Any) -> None:

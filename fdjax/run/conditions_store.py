@@ -109,7 +109,7 @@ def cached_encode(
     Returns:
         What `encoder.encode(load(), inputs)` returns.
     """
-    folder = pathlib.Path(directory or default_directory()).expanduser()
+    folder = pathlib.Path(os.path.expanduser(directory or default_directory()))
     identity = _identity(encoder)
     if identity is None:
         return encoder.encode(load(), inputs)
@@ -261,7 +261,8 @@ def _write(path: pathlib.Path, entry: _Entry) -> None:
             with files.atomic_output(path) as temporary:
                 safetensors_format.write_safetensors(temporary, stored, metadata)
     except OSError as error:
-        _log.warning("Conditions are not kept: %s.", error.strerror or error)
+        reason = error.strerror or error
+        _log.warning("Conditions cannot be kept at %s: %s.", path, reason)
 
 
 def _without_padding(values: np.ndarray) -> np.ndarray:

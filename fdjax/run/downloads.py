@@ -28,7 +28,7 @@ def announce(sources: Iterable[str]) -> None:
     hubs = [hub for source in dict.fromkeys(sources) if (hub := _missing(source))]
     if not hubs or fetch.is_offline():
         return
-    sizes = {hub: _size(hub) for hub in hubs}
+    sizes = _sizes(hubs)
     known = sum(size for size in sizes.values() if size is not None)
     unknown = [hub.url for hub, size in sizes.items() if size is None]
     folder = _cache()
@@ -64,20 +64,36 @@ def _missing(source: str) -> HubAddress | None:
     return None if isinstance(known, str) else hub
 
 
-def _size(hub: HubAddress) -> int | None:
-    """Bytes of a file, or of an index and its shards; None if the site does not say."""
+def _sizes(hubs: Iterable[HubAddress]) -> dict[HubAddress, int | None]:
+    """Bytes of each file, or of an index and its shards; None where nobody says.
+
+    One request per repository, and none after one that was not answered: that waits.
+    """
+    listings: dict[tuple[str, str | None], dict[str, int]] = {}
+    answers = True
+    for hub in hubs:
+        repository = hub.repo, hub.revision
+        if answers and repository not in listings:
+            try:
+                listings[repository] = _listing(*repository)
+            except Exception as error:  # the client's transport has errors of its own
+                _log.debug("%s: no size (%s).", hub.url, error)
+                answers = False
+    return {hub: _size(hub, listings.get((hub.repo, hub.revision))) for hub in hubs}
+
+
+def _listing(repo: str, revision: str | None) -> dict[str, int]:
     import huggingface_hub
 
-    try:
-        info = huggingface_hub.HfApi().model_info(
-            hub.repo, revision=hub.revision, files_metadata=True, timeout=_TIMEOUT
-        )
-    except Exception as error:  # the client's transport has errors of its own
-        _log.debug("%s: no size (%s).", hub.url, error)
-        return None
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    if not hub.path.endswith(".index.json"):
-        return sizes.get(hub.path)
+    info = huggingface_hub.HfApi().model_info(
+        repo, revision=revision, files_metadata=True, timeout=_TIMEOUT
+    )
+    return {file.rfilename: file.size or 0 for file in info.siblings or ()}
+
+
+def _size(hub: HubAddress, sizes: dict[str, int] | None) -> int | None:
+    if sizes is None or not hub.path.endswith(".index.json"):
+        return (sizes or {}).get(hub.path)
     folder, _, name = hub.path.rpartition("/")
     stem = name.removesuffix(".index.json").rpartition(".")[0]
     return sum(

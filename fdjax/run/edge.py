@@ -1,6 +1,7 @@
 """The edge of a command line: what its user sees when something goes wrong."""
 
 import contextlib
+import dis
 import errno
 import os
 import signal
@@ -26,6 +27,7 @@ INTERRUPTED = 130
 _LINE = 500  # characters
 _MISTAKES = (ValueError, KeyError, OSError, flags.Error)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_RAISE = dis.opmap["RAISE_VARARGS"]
 _LIBRARIES = sys.stdlib_module_names | {
     *("PIL", "av", "flax", "huggingface_hub", "imageio", "jax", "jaxlib", "ml_dtypes"),
     *("numpy", "orbax", "safetensors", "tensorstore", "tokenizers"),
@@ -89,17 +91,22 @@ def _explain(name: str, error: Exception, debug: bool) -> int:
 def _is_unexplained(error: BaseException) -> bool:
     """Whether a mistake's text was not written for the user of a command.
 
-    The operating system's is clear enough with the name of a file in it.
+    What no `raise` of ours has raised comes from a library or from Python itself; but
+    the operating system's errors are clear enough with the name of a file in them.
     """
-    if isinstance(error, KeyError):
-        return " " not in str(error.args[0] if error.args else "")
-    if isinstance(error, flags.Error) or (
-        isinstance(error, OSError) and error.filename is not None
-    ):
+    clear = isinstance(error, OSError) and (
+        error.filename is not None or error.errno in _DISK_FULL
+    )
+    if clear or isinstance(error, flags.Error):
         return False
-    frames = list(traceback.walk_tb(error.__traceback__))
-    module = frames[-1][0].f_globals.get("__name__", "") if frames else ""
-    return module.partition(".")[0] in _LIBRARIES
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    module = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
+    raised = trace.tb_frame.f_code.co_code[trace.tb_lasti] == _RAISE
+    return module in _LIBRARIES or not raised
 
 
 def message(error: BaseException) -> str:

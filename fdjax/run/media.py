@@ -66,12 +66,6 @@ def read_image(path: str | pathlib.Path) -> np.ndarray:
                 pixels = np.asarray(reader.read(index=0, mode=mode))
                 # imageio's own rotation takes the wrong axis of gray ones read as RGBA.
                 stored = file.metadata(index=0, exclude_applied=False)
-    except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise ValueError(
-            f"image file {path} must have at most {limit:,} pixels, and says that it "
-            "has more; make it smaller."
-        ) from None
     except MemoryError:
         raise ValueError(
             f"image file {path} needs more memory than there is; make it smaller."
@@ -110,7 +104,11 @@ def _is_deep(mode: str, path: pathlib.Path) -> bool:
 
 
 def _is_image(path: pathlib.Path) -> bool:
-    """Whether the beginning of a file is that of an image; its name does not matter."""
+    """Whether the beginning of a file is that of an image; its name does not matter.
+
+    Raises:
+        ValueError: It says that it has more pixels than are read.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -121,7 +119,11 @@ def _is_image(path: pathlib.Path) -> bool:
     except UnidentifiedImageError:
         return False
     except Image.DecompressionBombError:
-        return True  # reading it says so
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise ValueError(
+            f"image file {path} must have at most {limit:,} pixels, and says that it "
+            "has more; make it smaller."
+        ) from None
 
 
 def read_video(path: str | pathlib.Path, max_frames: int | None = None) -> np.ndarray:

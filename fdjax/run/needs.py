@@ -26,7 +26,8 @@ class Needs:
     Attributes:
         one_shot: Weights of the encoders of conditions, by part; freed before the rest.
         weights: Weights of what streams, by component.
-        cache: What a session carries from chunk to chunk, and one picture.
+        cache: What a session starts from and carries from chunk to chunk, and one
+            picture.
     """
 
     one_shot: Mapping[str, int]
@@ -125,5 +126,5 @@ def of_rollout(
     return Needs(
         one_shot={name: memory.num_bytes(shapes[name]) for name in one_shot},
         weights={name: memory.num_bytes(streaming[name]) for name in streaming},
-        cache=memory.num_bytes(cache) + latent + picture,
+        cache=memory.num_bytes((cache, conditions)) + latent + picture,
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import pathlib
 import sys
 import time
@@ -97,7 +98,7 @@ class RunReport:
         self.has_session = False
         self._has_sheet = False
         self.paths = OutputPaths(
-            pathlib.Path(config.output_dir).expanduser(),
+            pathlib.Path(os.path.expanduser(config.output_dir)),
             name,
             ".mp4" if config.pipeline.decoder is not None else ".npy",
         )
@@ -159,7 +160,9 @@ class RunReport:
             stages = self.stages[index] if self.stages else {}
             chunks.append(self._chunk(index, stages | arrival))
         if self.nonfinite and not self._config.allow_nonfinite:
-            chunks.append(self._chunk(min(self.nonfinite), {"frames": 0}))
+            chunks.append(
+                self._chunk(min(self.nonfinite), {"frames": 0, "wall_ms": 0.0})
+            )
         return chunks
 
     def _chunk(self, index: int, values: dict[str, Any]) -> dict[str, Any]:
@@ -240,7 +243,9 @@ class RunReport:
                 if self.nonfinite
                 else ("Nothing was made.")
             )
-        names = [str(files[0]), *(path.name for path in files[1:])]
+        shown = ", ".join(map(str, files[: len(self.outputs)]))
+        beside = ", ".join(path.name for path in files[len(self.outputs) :])
         bad = len(self.nonfinite) if self._config.allow_nonfinite else 0
         warning = f", {bad} chunks of them NaN or infinite" if bad else ""
-        return f"Wrote {', '.join(names)}: {stats.summary(self.chunks())}{warning}."
+        summary = stats.summary(self.chunks())
+        return f"Wrote {shown}: {summary}{warning}; beside it {beside}."

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import logging
 import math
+import os
 import pathlib
 import re
 import time
@@ -169,7 +170,7 @@ class Runner(Component):
                 else "The controls must span at least one chunk, got none."
             )
         params, session = self._begin(inputs, session)
-        folder = pathlib.Path(config.output_dir).expanduser()
+        folder = pathlib.Path(os.path.expanduser(config.output_dir))
         with contextlib.ExitStack() as stack:
             name = config.output_name
             if jax.process_index() == 0:
@@ -279,7 +280,7 @@ class Runner(Component):
         if not interrupted:
             watch.wait()
         report.nonfinite = dict(watch.bad)
-        report.outputs = list(writer.paths)
+        report.outputs = list(writer.paths) if report.num_frames else []
         if jax.process_index() == 0 and (report.num_frames or report.nonfinite):
             report.write()
             if config.save_session and not report.nonfinite:

@@ -15,8 +15,8 @@ DEFAULTS = {"--xla_gpu_enable_triton_gemm": "false"}
 search for a faster kernel, which found none: less time per chunk, and to compile."""
 
 MEMORY_FRACTION = "0.94"
-"""Of a GPU's memory, for jax to take at the start. Its own default is 0.75, which leaves
-out the 14B models that fit the card; the rest is for CUDA and its libraries."""
+"""Of a GPU's memory, for jax to take at the start. Its own default of 0.75 leaves out
+the 14B models that fit the card; the rest is for CUDA and its libraries."""
 
 _log = logging.getLogger(__name__)
 _TESTED = (0, 12)  # XLA ends the process at a flag that it does not know

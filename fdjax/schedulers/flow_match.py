@@ -7,6 +7,7 @@ Each step predicts the clean latent in full, then noises it afresh at the next l
 
 import dataclasses
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -138,7 +139,7 @@ class FlowMatchSchedulerConfig(SchedulerConfig):
     """Warp of the noise levels; above 1, more steps are spent where noise is high."""
 
     denoising_timesteps: tuple[int, ...] = (1000, 750, 500, 250)
-    """Timestep of each step before warping, in [0, num_train_timesteps]."""
+    """Timestep of each step before warping, decreasing, in [0, num_train_timesteps]."""
 
     warp_denoising_step: bool = True
     """Whether `shift` moves the denoising timesteps; if not, they are used as given,
@@ -171,6 +172,12 @@ class FlowMatchSchedulerConfig(SchedulerConfig):
             "denoising_timesteps",
             all(int(t) == t and 0 <= t <= last for t in raw),
             f"integers from 0 to num_train_timesteps ({last})",
+        )
+        require(
+            self,
+            "denoising_timesteps",
+            raw[0] > 0 and all(a > b for a, b in itertools.pairwise(raw)),
+            "decreasing from above 0: each step has less noise than the one before",
         )
         require(self, "sigma_max", 0 < self.sigma_max <= 1, "in (0, 1]")
         require(

@@ -230,11 +230,22 @@ def _with_slots(
     return dataclasses.replace(cache, kv=kv)
 
 
+def _committed(leaf: Array) -> Array:
+    """An array that is bound to its device, as what a compiled step gives is.
+
+    Otherwise the next step would be compiled for the loaded arrays, and then again for
+    its own. Keys stay as they are, since no step gives new ones.
+    """
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf
+    return jax.device_put(leaf, leaf.sharding)
+
+
 def _placed(
     cache: StreamInferencePipelineCache, sharding: Placement | None
 ) -> StreamInferencePipelineCache:
     if sharding is None:
-        return cache
+        return jax.tree.map(_committed, cache)
     names = ["transformer_cache", "encoder_cache", "decoder_cache"]
     names += ["autoregressive_index"]
     if isinstance(sharding, Mesh | Sharding):

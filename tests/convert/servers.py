@@ -53,7 +53,8 @@ def _make_handler(server: Server):
             if path.startswith("api/models/"):
                 return self.list_files(path)
             if "/resolve/" in path:
-                owner, repo, _, revision, *rest = path.split("/")
+                plain = path.removeprefix("datasets/").removeprefix("spaces/")
+                owner, repo, _, revision, *rest = plain.split("/")
                 rest = rest[2:] if revision == "refs" else rest
                 return self.send_file("/".join([owner, repo, *rest]), wanted, with_body)
             return self.send_file(path, wanted, with_body)

@@ -17,7 +17,7 @@ import pytest
 import safetensors.numpy
 
 from fdjax import checkpoint
-from fdjax.checkpoint import load, orbax_format, placement
+from fdjax.checkpoint import load, orbax_format, placement, store
 from fdjax.checkpoint.tensors import LazyTensor
 from fdjax.config import InstantiateConfig
 from fdjax.contract.component import ParametricComponent
@@ -291,6 +291,35 @@ def test_a_killed_save_leaves_no_checkpoint_and_can_be_repeated(tmp_path):
     checkpoint.save(path, params)
     assert os.listdir(path.parent) == ["p"]
     assert_same(checkpoint.restore(path), params)
+
+
+@pytest.mark.parametrize("name", ["p", "p.safetensors"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_replaced_while_it_is_read_is_read_again(
+    tmp_path, monkeypatch, name, fails
+):
+    path, reads = tmp_path / name, []
+    old, new = (
+        {"a": np.full(9, x, np.float32), "b": np.full(9, x, np.float32)}
+        for x in (1.0, 2.0)
+    )
+    checkpoint.save(path, old)
+    restore = store._restore
+
+    def read(*arguments):
+        params = restore(*arguments)
+        reads.append(1)
+        if len(reads) == 1:
+            checkpoint.save(path, new, overwrite=True)
+            params["b"] = new["b"]  # which was read a moment later
+            if fails:
+                raise ValueError("a file is missing")
+        return params
+
+    monkeypatch.setattr(store, "_restore", read)
+    params = checkpoint.restore(path)
+    assert {float(x) for leaf in params.values() for x in leaf} == {2.0}
+    assert len(reads) == 2
 
 
 def test_damaged_directories_are_refused(tmp_path):

@@ -4,46 +4,17 @@ import errno
 import hashlib
 import json
 import shutil
-import socket
+import urllib.parse
 
 import pytest
 
 from fdjax.checkpoint import fetch as fetching
 from fdjax.checkpoint.errors import CheckpointError
 from fdjax.checkpoint.fetch import fetch, fetch_file
-from tests.convert import servers
 
 BODY = bytes(range(256)) * 5000
 
-
-@pytest.fixture
-def server():
-    with servers.serve() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def caches(tmp_path, monkeypatch):
-    """Caches of their own, and no waiting between attempts."""
-    monkeypatch.setenv("FDJAX_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
-    monkeypatch.setattr(fetching.time, "sleep", lambda seconds: None)
-    return tmp_path
-
-
-@pytest.fixture
-def hub(server, tmp_path, monkeypatch):
-    """The server, in the place of huggingface.co."""
-    from huggingface_hub import constants
-
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return server
+pytestmark = pytest.mark.usefixtures("caches")
 
 
 def test_local_paths_are_used_as_they_are(tmp_path, monkeypatch):
@@ -160,20 +131,20 @@ def test_offline_mode_uses_the_cache_only(hub, monkeypatch):
     assert hub.requests == []
 
 
-def test_a_server_that_cannot_be_reached_is_explained(hub, monkeypatch):
-    from huggingface_hub import constants
-
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    for source in ("owner/repo/a.pt", "owner/repo"):
-        with pytest.raises(
-            FileNotFoundError, match=r"cannot be fetched: .*Get it from"
-        ):
-            fetch(source)
+@pytest.mark.parametrize("get", [fetch, fetch_file])
+def test_data_sets_of_the_hub(hub, get):
+    hub.files["owner/repo/t/a.json"] = b"{}"
+    for source in (
+        "hf://datasets/owner/repo/t/a.json",
+        "https://huggingface.co/datasets/owner/repo/blob/main/t/a.json",
+        "HF://spaces/owner/repo@v1/t/a.json",
+    ):
+        assert get(source).read_bytes() == b"{}"
+    gets = {request[1] for request in hub.requests if request[0] == "GET"}
+    assert gets == {
+        "datasets/owner/repo/resolve/main/t/a.json",
+        "spaces/owner/repo/resolve/v1/t/a.json",
+    }
 
 
 def test_a_disk_that_is_full_is_not_called_a_missing_file(hub, monkeypatch):
@@ -307,6 +278,53 @@ def test_a_disk_without_room_is_seen_before_the_download(server, monkeypatch):
     with pytest.raises(OSError, match="too full") as error:
         fetch(server.url + "/a.pt")
     assert error.value.errno == errno.ENOSPC
+
+
+def test_a_cache_that_cannot_be_written_names_its_variable(
+    server, monkeypatch, tmp_path
+):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("FDJAX_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    server.files["a.pt"] = BODY
+    with pytest.raises(
+        OSError, match=r"cannot be written \(Not a dir.*FDJAX_CACHE_DIR"
+    ):
+        fetch(server.url + "/a.pt")
+
+
+@pytest.mark.parametrize(
+    "name", ["%2e%2e", "a%2Fb.png", "a%00b", "x" * 300, "", "ü%20%3F"]
+)
+def test_the_name_in_a_url_is_no_path(server, name, caches):
+    server.files[urllib.parse.unquote(name)] = b"x"
+    path = fetch_file(f"{server.url}/{name}")
+    downloads = (caches / "cache" / "downloads").resolve()
+    assert path.resolve().parent.parent == downloads
+
+
+def test_the_directory_belongs_to_what_is_kept(server):
+    server.files |= {"a/start.png": b"one", "b/start.png": b"two"}
+    assert fetch_file(server.url + "/a/start.png").read_bytes() == b"one"
+    assert fetch_file(server.url + "/b/start.png").read_bytes() == b"two"
+
+
+def test_versions_of_what_is_remote(hub):
+    assert fetching.cached_version("hf://owner/repo/a.pt") == ""
+    assert fetching.cached_version("hf://owner/repo") == ""
+    assert fetching.cached_version(hub.url + "/a.pt") == ""
+    versions = set()
+    hub.files["owner/repo/a.pt"] = BODY
+    fetch("hf://owner/repo/a.pt")
+    for content in (b"one", b"two"):
+        hub.files["a.pt"] = content
+        path = fetch(hub.url + "/a.pt")
+        versions.add(fetching.cached_version(hub.url + "/a.pt"))
+        shutil.rmtree(path.parent)
+    assert len(versions - {""}) == 2
+    digest = hashlib.sha256(BODY).hexdigest()
+    assert fetching.cached_version("hf://owner/repo/a.pt") == digest
+    assert fetching.cached_version("hf://owner/repo") == "0" * 40
+    assert fetching.cached_version(hub.url + "/a.pt#sha256=ab") == "ab"
 
 
 def test_the_query_belongs_to_what_is_kept(server):

@@ -1,5 +1,6 @@
 """Prompts, output directories, outputs that appear whole."""
 
+import errno
 import os
 import pathlib
 
@@ -87,3 +88,51 @@ def test_cache_dir_can_be_moved(monkeypatch, tmp_path):
     assert files.cache_dir() == tmp_path
     monkeypatch.delenv("FDJAX_CACHE_DIR")
     assert files.cache_dir() == pathlib.Path.home() / ".cache" / "fdjax"
+
+
+@pytest.mark.parametrize("end", [".txt", "\n.txt", "\0.txt", " on a sign: read me.txt"])
+def test_a_long_text_that_ends_in_txt_is_no_traceback(end):
+    with pytest.raises(FileNotFoundError, match=r"does not exist; a prompt") as info:
+        files.read_prompt("a cat " * 50 + end)
+    assert len(str(info.value).splitlines()) == 1
+    assert len(str(info.value)) < 300
+
+
+def test_a_cache_that_cannot_be_written_names_its_variable(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        monkeypatch.setenv("FDJAX_CACHE_DIR", str(place))
+        with pytest.raises(OSError, match=r"cannot be written .*set FDJAX_CACHE_DIR"):
+            files.cache_folder("xla")
+    monkeypatch.setenv("FDJAX_CACHE_DIR", str(tmp_path / "cache"))
+    assert files.cache_folder("xla") == tmp_path / "cache" / "xla"
+    assert list((tmp_path / "cache" / "xla").iterdir()) == []
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(temporary.tempfile, "mkdtemp", refuse)
+    with pytest.raises(OSError, match=r"Read-only .*set FDJAX_CACHE_DIR"):
+        files.cache_folder("xla")
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fill(error):
+        with files.atomic_output(path) as place:
+            place.write_text("half")
+            raise error
+
+    with pytest.raises(
+        OSError, match=r"a\.txt cannot be written: No space left"
+    ) as info:
+        fill(full)
+    assert info.value.errno == errno.ENOSPC
+    missing = FileNotFoundError(errno.ENOENT, "No such file or directory", "input.pt")
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: 'input"):
+        fill(missing)  # of something that is read meanwhile
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]

@@ -112,3 +112,20 @@ def test_what_does_not_go_together_is_refused():
         take_session(ready(batch=2), 2)
     with pytest.raises(ValueError, match="got a batch of 2"):
         put_session(ready(batch=2), 0, ready(batch=2))
+
+
+def test_a_cache_shows_itself_in_ten_lines():
+    cache = ready(batch=2, num_chunks=1)
+    pending = PIPELINE.generate(PARAMS, cache)[0]
+    for state, shown in (("ready", cache), ("pending", pending)):
+        lines = repr(shown).splitlines()
+        assert len(lines) <= 10
+        assert all(len(line) < 100 for line in lines)
+        assert f"sessions=(2,), {state}, chunk=[1, 1], " in lines[0]
+        assert str(shown) == repr(shown)
+    assert "transformer_cache=Memory, 3 arrays" in repr(cache)
+    seen = []
+    jax.eval_shape(lambda cache: seen.append(repr(cache)), cache)  # under a trace
+    PIPELINE.generate(PARAMS, cache, donate=True)
+    seen.append(repr(cache))  # used up
+    assert all("chunk=" in text and len(text.splitlines()) <= 10 for text in seen)

@@ -16,50 +16,11 @@ import time
 import pytest
 
 from fdjax.config import derive_config, from_json
-from fdjax.run import cli, media, plugins, registry
+from fdjax.run import cli, media, plugins, registry, writer
 from tests import processes, tiny_runner
 from tests.tiny_runner import CONFIG, TinyRunner
 
-
-@pytest.fixture(autouse=True)
-def tiny_method(monkeypatch, tmp_path):
-    """One method and one broken plug-in; a working directory of its own."""
-    monkeypatch.setattr(
-        registry,
-        "discover",
-        lambda: registry.Discovery(
-            configs={"tiny": CONFIG},
-            sources={"tiny": "test"},
-            broken=(plugins.BrokenPlugin("bad", "package x: bad = y:Z", "E: why"),),
-        ),
-    )
-    monkeypatch.setenv(plugins.VARIABLE, "tiny=tests.tiny_runner:RUNNER_CONFIGS")
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def fdjax_run(capsys):
-    """Runs a command; gives exit code, standard output and standard error."""
-
-    def run(*arguments):
-        code = cli.run(list(arguments))
-        return code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def resolve(fdjax_run, monkeypatch):
-    """The config that a command would run."""
-    configs = []
-    monkeypatch.setattr(TinyRunner, "run", lambda self: configs.append(self.config))
-
-    def run(*arguments):
-        code, _, error = fdjax_run("tiny", *arguments)
-        assert code == 0, error
-        return configs.pop()
-
-    return run
+pytestmark = pytest.mark.usefixtures("tiny_method")
 
 
 def test_help_lists_methods_and_broken_plugins(fdjax_run):
@@ -355,6 +316,28 @@ def test_a_run_and_its_repetition(fdjax_run):
     assert fdjax_run("tiny", "--config", file, "--output_dir", "a")[0] == 0
     assert pathlib.Path("a", f"{name}.mp4").read_bytes() == videos[0]
     assert not logging.getLogger().handlers or "fdjax" not in str(logging.root.handlers)
+
+
+@pytest.mark.parametrize("folder", ["12:30:05", "-x", "--y", "http:a", "a b/ü"])
+def test_odd_output_directories(fdjax_run, folder):
+    code, _, err = fdjax_run("tiny", f"--output_dir={folder}", "--total_blocks=2")
+    assert code == 0, err
+    video = pathlib.Path(folder, "tiny-random-weights.mp4").absolute()
+    assert len(media.read_video(video)) == 3
+    assert len(list(video.parent.iterdir())) == 4
+
+
+def test_a_disk_that_fills_up_is_one_line(fdjax_run, monkeypatch):
+    def fill(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer._Encoder, "add", fill)
+    code, _, err = fdjax_run("tiny")
+    assert code == 1
+    assert "Traceback" not in err
+    name = "outputs/tiny-random-weights.mp4"
+    assert f"error: {name} cannot be written: No space left on device; nothing" in err
+    assert not list(pathlib.Path("outputs").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,22 @@ def test_another_config_is_another_entry(loads, tmp_path, changes):
     assert len(loads) == 2
 
 
+def test_another_version_of_remote_weights_is_another_entry(
+    loads, tmp_path, monkeypatch
+):
+    """The same address, which has been fetched again meanwhile."""
+    versions = ["", "first", "first", "second", "second"]
+    monkeypatch.setattr(
+        conditions_store.fetch, "cached_version", lambda source: versions.pop(0)
+    )
+    _encode(LetterEncoderConfig(), ["ab"], tmp_path)  # fetched while it was encoded
+    _encode(LetterEncoderConfig(), ["ab"], tmp_path)
+    assert len(loads) == 1
+    _encode(LetterEncoderConfig(), ["ab"], tmp_path)
+    assert len(loads) == 2
+    assert not versions
+
+
 def _write_file(folder):
     (folder / "weights").write_bytes(bytes(300_000))
     return folder / "weights", folder / "weights"
@@ -272,6 +288,7 @@ def test_a_place_that_cannot_be_written_costs_nothing(loads, tmp_path, caplog):
         got = _encode(LetterEncoderConfig(), ["ab"], tmp_path / "file")
     assert got.shape == (1, 6, 4)
     assert "cannot be kept" in caplog.text
+    assert "FDJAX_CACHE_DIR" in caplog.text
 
 
 def test_warnings_are_given_every_time(loads, tmp_path):

@@ -1,12 +1,14 @@
 """What the user of a command line sees, whatever goes wrong in it."""
 
 import errno
+import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 
+import numpy as np
 import pytest
 from absl import flags
 
@@ -78,6 +80,55 @@ def test_ctrl_c_is_exit_code_130(capsys, text):
     code = edge.guard("tool", failing(KeyboardInterrupt(text)))
     assert code == edge.INTERRUPTED == 130
     assert capsys.readouterr().err == f"\ntool: interrupted. {text}".rstrip() + "\n"
+
+
+def library_error(kind):
+    """Raised by a library, which does not know what it was asked for."""
+    if kind == "json":
+        json.loads("[" * 100_000)
+    elif kind == "path":
+        pathlib.Path("a\0b").stat()
+    elif kind == "numpy":
+        np.zeros(3).reshape(2, 2)
+    else:
+        {}["a_key_of_ours"]
+
+
+@pytest.mark.parametrize("kind", ["path", "numpy", "key"])
+def test_an_error_of_a_library_is_one_line_and_a_file(capsys, folder, kind):
+    assert edge.guard("tool", lambda: library_error(kind)) == edge.MISTAKE
+    [line] = capsys.readouterr().err.splitlines()
+    [file] = folder.iterdir()
+    assert line.startswith("tool: error: ")
+    assert line.endswith(f"(traceback: {file})")
+    assert "library_error" in file.read_text()
+
+
+def test_nesting_without_end_is_one_line_and_a_file(capsys, folder):
+    assert edge.guard("tool", lambda: library_error("json")) == edge.FAILURE
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("tool: failed: RecursionError: ")
+
+
+def test_a_long_text_of_a_bug_is_cut(capsys, folder):
+    assert edge.guard("tool", failing(TypeError("x" * 100_000))) == edge.FAILURE
+    [line] = capsys.readouterr().err.splitlines()
+    assert len(line) < 1000
+    assert "x" * 100_000 in next(folder.iterdir()).read_text()
+
+
+def test_a_list_of_problems_of_ours_is_told_whole(capsys, folder):
+    problems = "a.pt cannot be used:\n  one\n  two"
+    assert edge.guard("tool", failing(ValueError(problems))) == edge.MISTAKE
+    assert capsys.readouterr().err == f"tool: error: {problems}\n"
+
+
+def test_nobody_left_to_read_is_no_error(monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sys.stderr, "write", refuse)
+    assert edge.guard("tool", failing(ValueError("no"))) == edge.MISTAKE
 
 
 @pytest.fixture

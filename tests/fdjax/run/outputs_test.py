@@ -10,8 +10,9 @@ import pytest
 
 from fdjax.config import derive_config
 from fdjax.contract.conditioner import Conditions
-from fdjax.run import media, outputs
-from fdjax.run.runner import Runner, RunnerInputs
+from fdjax.run import media, outputs, stream
+from fdjax.run.finite import FiniteWatch
+from fdjax.run.runner import RunnerInputs
 from tests import tiny, tiny_runner
 
 
@@ -126,7 +127,7 @@ def test_three_sessions_are_tiled_as_a_square():
     np.testing.assert_array_equal(corners, [[1, 2], [3, 0]])
 
 
-def test_a_chunk_is_handed_over_before_its_commit_is_begun(tmp_path):
+def test_a_chunk_is_handed_over_before_its_commit_is_begun():
     """And its commit before the next input is asked for."""
     events = []
 
@@ -142,18 +143,16 @@ def test_a_chunk_is_handed_over_before_its_commit_is_begun(tmp_path):
         events.append(f"finalize {cache}")
         return cache + 1
 
-    config = derive_config(tiny_runner.CONFIG, output_dir=tmp_path)
-    runner = Runner(config)
-    runner.__dict__["pipeline"] = types.SimpleNamespace(
-        generate=generate, finalize=finalize
-    )
+    pipeline = types.SimpleNamespace(generate=generate, finalize=finalize)
     writer = types.SimpleNamespace(
-        write=lambda chunk: events.append(f"shown: {chunk}"),
+        write=lambda chunk, keep: events.append(f"shown: {chunk}"),
         wait=lambda: events.append("room"),
     )
-    report = types.SimpleNamespace(num_chunks=3, stages=[])
-    inputs = RunnerInputs(controls=Inputs([None] * 3))
-    runner._stream({}, 0, inputs, writer, report)
+    report = types.SimpleNamespace(num_chunks=3, stages=[], dispatched=lambda: None)
+    session = stream.Session(pipeline, 0)
+    watch = FiniteWatch()
+    stream.stream(session, {}, Inputs([None] * 3), writer, report, watch)
+    assert session.cache == 3
     assert events == [
         event
         for n in range(3)

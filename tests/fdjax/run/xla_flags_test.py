@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -56,3 +57,17 @@ def test_most_of_a_gpus_memory_is_taken_unless_the_user_says_otherwise(
         monkeypatch.setenv(name, given)
     xla_flags.set_defaults()
     assert os.environ[name] == (given or xla_flags.MEMORY_FRACTION)
+
+
+def test_a_cache_that_cannot_be_written_is_said_once(monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("FDJAX_CACHE_DIR", str(tmp_path / "file"))
+    updates = []
+    settings = types.SimpleNamespace(
+        jax_compilation_cache_dir=None, update=lambda *pair: updates.append(pair)
+    )
+    monkeypatch.setattr(jax, "config", settings)
+    xla_flags.enable_compilation_cache()
+    assert updates == []
+    assert "not kept: the cache " in caplog.text
+    assert "set FDJAX_CACHE_DIR to a folder that can" in caplog.text

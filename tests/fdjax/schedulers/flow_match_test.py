@@ -264,6 +264,18 @@ def test_equal_configs_give_equal_schedulers():
             {"denoising_timesteps": (1000, 750.5, 500, 250)},
             r"denoising_timesteps must be integers .*, got \(1000, 750\.5, 500, 250\)",
         ),
+        *(
+            ({"denoising_timesteps": wrong}, "must be decreasing from above 0")
+            for wrong in (
+                (250, 500, 750, 1000),
+                (1000, 500, 750, 250),
+                (1000, 500, 500, 250),
+                (0, 0, 0, 0),
+            )
+        ),
+        ({"shift": float("inf")}, "shift must be finite"),
+        ({"shift": float("nan")}, "shift must be > 0"),
+        ({"num_train_timesteps": 10**9}, "num_train_timesteps must be <= 100000"),
         ({"sigma_max": 1.5}, r"sigma_max must be in \(0, 1\], got 1\.5"),
         ({"sigma_min": 1.0}, r"sigma_min must be in \[0, sigma_max\)"),
         (
@@ -275,3 +287,9 @@ def test_equal_configs_give_equal_schedulers():
 def test_configs_that_cannot_work_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         FlowMatchSchedulerConfig(**fields)
+
+
+def test_levels_that_coincide_are_refused_at_setup():
+    config = FlowMatchSchedulerConfig(shift=1e9)
+    with pytest.raises(ValueError, match=r"levels that decrease within \[0, 1\]"):
+        config.setup()

@@ -12,6 +12,7 @@ import fdjax
 from fdjax.checkpoint import safetensors_format
 from fdjax.config import derive_config
 from fdjax.contract.conditioner import Conditions
+from fdjax.engine import stages
 from fdjax.session import store, tree
 from fdjax_models.methods.template.config import AUTOREGRESSIVE
 from tests import tiny
@@ -57,6 +58,27 @@ def test_a_session_comes_back_to_the_bit(tmp_path, name):
         cache, loaded = (PIPELINE.finalize(PARAMS, c) for c in (cache, loaded))
     for a, b in zip(step(cache, 0.3), step(loaded, 0.3), strict=True):
         assert_same(a, b)
+
+
+def test_nothing_is_compiled_again_for_a_loaded_session(tmp_path):
+    device = jax.devices()[0]
+    params = jax.device_put(PARAMS, device)
+
+    def steps(cache, count):
+        for _ in range(count):
+            cache, _ = PIPELINE.generate(params, cache, jnp.ones((2,)), donate=True)
+            cache = PIPELINE.finalize(params, cache, donate=True)
+        return cache
+
+    def programs():
+        compiled = (stages.diffuse_in_place, stages.finalize_in_place, stages.decode)
+        return [function._cache_size() for function in compiled]
+
+    cache = steps(tiny.initialize(PIPELINE, params, jax.random.key(3)), 2)
+    fdjax.save_cache(tmp_path / "s", cache, pipeline=PIPELINE)
+    before = programs()
+    steps(fdjax.load_cache(tmp_path / "s", pipeline=PIPELINE), 2)
+    assert programs() == before
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])

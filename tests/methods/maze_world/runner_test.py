@@ -2,12 +2,15 @@
 
 import logging
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from fdjax.config import derive_config
+from fdjax_models.methods.maze_world import text
 from fdjax_models.methods.maze_world.config import RUNNER_CONFIGS
+from fdjax_models.methods.maze_world.runner import start_image
 
 CONFIG = RUNNER_CONFIGS["maze-world"]
 
@@ -36,6 +39,28 @@ def test_a_seed_starts_in_a_maze_of_the_prompts_style(tmp_path):
     np.testing.assert_array_equal(red, again)
 
 
+def test_the_start_view_is_few_programs(caplog):
+    """Small ones are too quick to be kept on disk, and are compiled in every run."""
+    jax.clear_caches()
+    with caplog.at_level(logging.WARNING), jax.log_compiles():
+        start_image(4, text.tokenize_prompt("red brick"))
+    compiled = [r for r in caplog.records if "Finished XLA comp" in r.getMessage()]
+    assert 1 <= len(compiled) <= 6
+
+
+def test_controls_of_any_length_take_no_room(tmp_path):
+    for count in (10**9, 99999999999999):
+        inputs = read(tmp_path, controls=f"w*{count}", total_blocks=1)
+        assert len(inputs.controls) == 1 + -(-count // 4)
+        np.testing.assert_array_equal(inputs.controls[10**8], [[[1, 0]] * 4])
+
+
+def test_frames_are_labelled_by_the_keys_held(tmp_path):
+    label = read(tmp_path, controls="w*2 wa*3 .*2 d").label
+    shown = [label(0, 0), *(label(chunk, n) for chunk in (1, 2) for n in range(4))]
+    assert shown == ["", "w", "w", "wa", "wa", "wa", "", "", "d"]
+
+
 def test_an_image_of_another_size_is_resized_with_a_note(tmp_path, caplog):
     path = tmp_path / "start.png"
     Image.fromarray(np.full((50, 70, 3), 200, np.uint8)).save(path)
@@ -61,6 +86,8 @@ def test_controls_from_a_file(tmp_path):
         ({"image": "missing.png"}, FileNotFoundError, "missing.png"),
         ({"prompt": ""}, ValueError, "prompt"),
         ({"pixel_height": 104}, ValueError, "96 and 160"),
+        ({"maze_seed": 2**32}, TypeError, "maze_seed must be an integer from 0 to"),
+        ({"maze_seed": -1}, TypeError, "maze_seed must be an integer from 0 to"),
         ({"image": "a.png", "maze_seed": 3}, ValueError, "not both"),
     ],
 )

@@ -9,6 +9,7 @@ from PIL import Image
 
 from fdjax.config import derive_config, from_json, to_json
 from fdjax.run import media, plugins
+from fdjax_models.methods.wan21.base_runner import size_of_area
 from fdjax_models.methods.wan21.config import RUNNER_CONFIGS
 from fdjax_models.methods.wan21.published import NEGATIVE_PROMPT
 from tests.networks.wan_dit.tiny_methods import HEIGHT, WIDTH, shrink
@@ -81,15 +82,48 @@ def picture(tmp_path):
 
 
 def test_image_to_video(tmp_path, picture, caplog):
+    """A picture of 50 x 40 keeps its proportions, in about as many pixels."""
     config = _small(I2V, tmp_path, prompt="wind", image=picture)
     with caplog.at_level("INFO"):
         video = _frames(config)
-    assert video.shape == (9, HEIGHT, WIDTH, 3)
-    assert f"is 50 x 40, resized to {HEIGHT} x {WIDTH}" in caplog.text
+    assert video.shape == (9, 32, 32, 3)  # of 43 x 35, in multiples of 16
     pixels = 255 - np.asarray(Image.open(picture))
     Image.fromarray(pixels).save(tmp_path / "other.png")
     other = dataclasses.replace(config, image=str(tmp_path / "other.png"))
     assert np.any(_frames(other) != video)
+
+
+def test_squeezing_a_picture_is_asked_for_and_said(tmp_path, picture, caplog):
+    config = _small(I2V, tmp_path, prompt="x", image=picture, keep_aspect=False)
+    with caplog.at_level("INFO"):
+        inputs = config.setup().prepare()
+    assert inputs.image.shape == (1, HEIGHT, WIDTH, 3)
+    said = f"is 50 x 40, resized to {HEIGHT} x {WIDTH}: its proportions change"
+    assert said in caplog.text
+
+
+@pytest.mark.parametrize(
+    "picture", [(1080, 1920), (1920, 1080), (3000, 4000), (768, 1024), (1000, 1000)]
+)
+def test_a_picture_gives_the_size(picture):
+    """By the rule of Wan-Video/Wan2.1, wan/image2video.py, max_area 480 * 832."""
+    area, aspect = 480 * 832, picture[0] / picture[1]
+    theirs = (
+        round(np.sqrt(area * aspect) // 8 // 2 * 2) * 8,
+        round(np.sqrt(area / aspect) // 8 // 2 * 2) * 8,
+    )
+    found = size_of_area(area, aspect, (16, 16))
+    assert found == theirs
+    assert abs(found[0] / found[1] / aspect - 1) < 0.05
+
+
+def test_a_picture_of_the_runs_size_keeps_it():
+    sizes = [(h, w) for h in range(16, 1300, 16) for w in range(16, 1300, 16)]
+    assert all(size_of_area(h * w, h / w, (16, 16)) == (h, w) for h, w in sizes)
+
+
+def test_a_strip_has_at_least_one_patch():
+    assert size_of_area(480 * 832, 1e-6, (16, 16))[0] == 16
 
 
 @pytest.mark.parametrize(

@@ -114,3 +114,21 @@ def test_bytes_stay_inside_the_vocabulary():
     assert lib.byte_tokenizer(300)("a") == [4 + ord("a"), 1]
     with pytest.raises(ValueError, match="must exceed 4, got 4"):
         lib.byte_tokenizer(4)
+
+
+@pytest.mark.parametrize("revision", [None, "v1", "refs/pr/3"])
+def test_a_folder_of_the_hub_is_its_tokenizer(monkeypatch, revision):
+    asked = []
+    monkeypatch.setattr(
+        lib.fetch, "fetch_file", lambda source, what: asked.append(source)
+    )
+    start = "hf://owner/repo" + (f"@{revision}" if revision else "")
+    for path in ("/tokenizer", "", "/tokenizer/tokenizer.json"):
+        with pytest.raises(ValueError, match="readable"):
+            lib.load_tokenizer(start + path)
+    quoted = start.replace("refs/pr/3", "refs%2Fpr%2F3")
+    assert asked == [
+        f"{quoted}/tokenizer/tokenizer.json",
+        f"{quoted}/tokenizer.json",
+        f"{start}/tokenizer/tokenizer.json",
+    ]

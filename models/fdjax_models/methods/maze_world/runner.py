@@ -81,13 +81,21 @@ def start_image(seed: int, tokens: np.ndarray) -> np.ndarray:
     Returns:
         float32[1, 96, 160, 3] in [-1, 1].
     """
-    world_key, pose_key = jax.random.split(jax.random.key(seed))
+    return np.asarray(_first_view(jax.random.key(seed), jnp.asarray(tokens)))[None]
+
+
+# One program, which is compiled once and kept: step by step it is eighty small ones,
+# too quick to be kept, that take 5 s in every process.
+@jax.jit
+def _first_view(key: jax.Array, tokens: jax.Array) -> jax.Array:
+    """The first view of a maze.  float32[96, 160, 3]."""
+    world_key, pose_key = jax.random.split(key)
     world = simulator.random_world(world_key)
     said = tokens != np.array(text.UNSAID_IDS)
     style = jnp.where(said, tokens - np.array(text.UNSAID_IDS) - 1, world.style)
     world = dataclasses.replace(world, style=style)
     pose = simulator.random_pose(pose_key, world)
-    return np.asarray(jax.jit(rendering.render)(world, pose))[None]
+    return rendering.render(world, pose)
 
 
 def read_controls(value: str | pathlib.Path) -> str:

@@ -73,6 +73,8 @@ class WanDiTConfig:
                 "The head width dim / num_heads must be at least 6, two for each of "
                 f"time, row and column, got {self.head_dim}."
             )
+        if not 1 <= self.num_layers <= 1000:
+            raise ValueError(f"num_layers must be 1 to 1000, got {self.num_layers}.")
         if self.freq_dim % 2:
             raise ValueError(f"freq_dim must be even, got {self.freq_dim}.")
         if self.image_dim and not self.text_dim:
