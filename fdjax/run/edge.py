@@ -12,8 +12,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from fdjax.checkpoint import files
-from fdjax.run import signals
+from fdjax.run import signals  # nothing that imports jax: its settings come first
 
 FAILURE = 1
 """Exit code where neither the command nor its inputs are wrong: a full disk, a bug."""
@@ -69,7 +68,7 @@ def guard(name: str, command: Callable[[], int], *, debug: bool = False) -> int:
 def _explain(name: str, error: Exception, debug: bool) -> int:
     """Tells an error; returns the exit code."""
     text = message(error)
-    first = files.shorten(text.partition("\n")[0], _LINE)
+    first = text.partition("\n")[0][:_LINE]
     if isinstance(error, FloatingPointError):  # a network's NaN, explained by the run
         _tell(f"{name}: failed: {text}")
         return FAILURE
