@@ -50,6 +50,7 @@ html_title = "fdjax"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
+html_sidebars = {"**": ["navbar-logo.html", "sbt-sidebar-nav.html"]}
 html_theme_options = {
     "repository_url": "https://github.com/fdjax/fdjax",
     "repository_branch": "main",

@@ -144,7 +144,7 @@ def module_text(module: str, names: list[Name], line: str) -> list[str]:
     # A function may have the full name of its module, `fdjax.attention.attend`.
     taken = any(name.address == module for name in names)
     options = "   :no-index:\n" if taken else ""
-    return [heading(f"``{module}``", line), f".. automodule:: {module}\n{options}"]
+    return [heading(module, line), f".. automodule:: {module}\n{options}"]
 
 
 def top_page(package: str, names: list[Name]) -> str:
@@ -153,7 +153,7 @@ def top_page(package: str, names: list[Name]) -> str:
     own = [name for name in names if name.address.rpartition(".")[0] == package]
     folders = sorted({name.module.split(".")[1] for name in own if "." in name.module})
     for folder in folders:
-        parts.append(heading(TITLES.get(folder, f"``{folder}``"), "-"))
+        parts.append(heading(TITLES.get(folder, folder), "-"))
         here = [name for name in own if name.module.split(".")[1] == folder]
         parts += [directive(name, links(names)) for name in here]
     return "\n".join(parts)

@@ -1,4 +1,4 @@
-"""The contract suite over the method: `pytest` in this folder, after `pip install .`."""
+"""The contract suite over the method: `pip install .`, then `pytest` in this folder."""
 
 import jax.numpy as jnp
 import pytest
