@@ -33,7 +33,6 @@ nb_execution_mode = "off"
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
-myst_links_external_new_tab = False
 
 # Nothing is fetched, so names of other packages are not resolved.
 nitpicky = True

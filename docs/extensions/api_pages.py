@@ -81,13 +81,18 @@ def public_names() -> list[Name]:
     found = []
     for name in modules():
         module = importlib.import_module(name)
-        for member in defined(module):
+        listed = [each for each in getattr(module, "__all__", ()) if each.isupper()]
+        for member in dict.fromkeys([*defined(module), *listed]):
             key = _identity(getattr(module, member), member)
             package = exported.get(key, name)
             above = name == package or name.startswith(f"{package}.")
             address = f"{package if above else name}.{member}"
             found.append(Name(name, member, address))
-    return found
+    # A value that a package lists is its module's, too: the one with a text stays.
+    first = {}
+    for name in reversed(found):
+        first[name.address] = name
+    return [name for name in found if first[name.address] is name]
 
 
 def _identity(value: object, name: str) -> tuple[str, int]:

@@ -29,6 +29,7 @@ def run(main, *arguments, **more):
     flags.FLAGS(sys.argv)
 app.run = run
 sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -41,6 +42,7 @@ def elsewhere(monkeypatch, tmp_path):
     roots = [ROOT, ROOT / "models", ROOT / "convert"]
     path = os.pathsep.join([*map(str, roots), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.setenv("FDJAX_CLONE", str(ROOT))  # stands for it in commands
 
 
 def test_there_are_pages_and_snippets():
@@ -94,7 +96,7 @@ def _check(snippet: Snippet, command: list[str], capsys) -> None:
         assert (ROOT / arguments[0]).is_file(), snippet  # examples_test runs it
     else:
         # Tests install nothing, and do not start themselves.
-        known = {"pip", "pytest", "pre-commit", ".ci/run"}
+        known = {"git", "cd", "pip", "pytest", "pre-commit", ".ci/run"}
         assert name in known or command[:3] == ["python", "-m", "pytest"], (
             f"{snippet}: say with `<!-- run -->` or `<!-- not run: WHY -->` what is to "
             f"be done with {command}"
