@@ -89,10 +89,8 @@ def public_names() -> list[Name]:
             address = f"{package if above else name}.{member}"
             found.append(Name(name, member, address))
     # A value that a package lists is its module's, too: the one with a text stays.
-    first = {}
-    for name in reversed(found):
-        first[name.address] = name
-    return [name for name in found if first[name.address] is name]
+    last = {name.address: name for name in found}  # modules follow their package
+    return [name for name in found if last[name.address] is name]
 
 
 def _identity(value: object, name: str) -> tuple[str, int]:
@@ -133,7 +131,10 @@ def directive(name: Name, targets: dict[str, str]) -> str:
         lines = docstrings.to_rst(documented, targets)
         text = "\n".join(f"   {line}".rstrip() for line in lines)
         return f".. py:data:: {name.address}\n\n{text}\n"
-    if inspect.isclass(getattr(module, name.name)):
+    value = getattr(module, name.name)
+    if not callable(value):
+        return f".. py:data:: {name.address}\n   :value: {value!r}\n"
+    if inspect.isclass(value):
         options = "\n   :members:\n   :show-inheritance:"
         return f".. autoclass:: {name.address}{options}\n"
     return f".. autofunction:: {name.address}\n"

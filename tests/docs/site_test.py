@@ -59,6 +59,12 @@ def test_every_class_and_function_of_every_module_is_documented(documented):
     assert not missing
 
 
+def test_values_are_shown_as_values_with_their_text(pages):
+    page = pages["fdjax.testing"]
+    assert ".. py:data:: fdjax.testing.CHECKS\n\n   Every check of the suite." in page
+    assert ".. py:data:: fdjax.testing.TOLERANCE\n   :value: 0.0001\n" in page
+
+
 def test_every_method_has_an_api_page_and_a_page_of_its_own(pages):
     methods = ROOT / "models/fdjax_models/methods"
     names = {path.parent.name for path in methods.glob("*/config.py")}
