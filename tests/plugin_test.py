@@ -1,6 +1,5 @@
-"""A method from a package of its own, installed from a directory."""
+"""The example of a package with a method of its own, installed from its directory."""
 
-import importlib
 import json
 import os
 import pathlib
@@ -8,16 +7,14 @@ import shutil
 import subprocess
 import sys
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fdjax import testing
-from fdjax.contract.conditioner import Conditions
 from fdjax.run import media
 
-HERE = pathlib.Path(__file__).parent
-REPOSITORY = HERE.parent
+REPOSITORY = pathlib.Path(__file__).parents[1]
+PACKAGE = REPOSITORY / "examples/own_method"
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +22,7 @@ def installed(tmp_path_factory):
     """Where pip installed the package."""
     folder = tmp_path_factory.mktemp("plugin")
     source = folder / "source"
-    shutil.copytree(HERE / "plugin_package", source)
+    shutil.copytree(PACKAGE, source)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index"]
     command += ["--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
     done = subprocess.run(
@@ -110,20 +107,25 @@ def test_it_runs_from_the_command_line(fdjax_run, tmp_path):
     assert [chunk["frames"] for chunk in stats] == [2, 2]
 
 
-@pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
-def test_it_passes_the_contract_suite(installed, monkeypatch, check):
-    monkeypatch.syspath_prepend(installed)
-    pipeline = importlib.import_module("fdjax_ripples.config").PIPELINE
-    check(
-        testing.PipelineCase(
-            config=pipeline,
-            initialize=lambda pipeline, params, key: pipeline.initialize_cache(
-                params,
-                conditions=Conditions(),
-                pixel_height=8,
-                pixel_width=16,
-                key=key,
-            ),
-            make_input=lambda index: jnp.array([0.1 * index]),
-        )
+def test_its_own_tests_pass(installed):
+    """The contract suite, as its author runs it."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-W",
+        "error",
+        "-p",
+        "no:cacheprovider",
+    ]
+    path = os.pathsep.join([str(installed), *sys.path])
+    done = subprocess.run(
+        [*command, str(PACKAGE / "tests" / "contract_test.py")],
+        capture_output=True,
+        text=True,
+        cwd=PACKAGE,
+        env={**os.environ, "PYTHONPATH": path},
     )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(testing.CHECKS)} passed" in done.stdout

@@ -22,6 +22,8 @@ class RippleCache:
 
 
 class Blend(nn.Module):
+    """Flows to the control, blended with the latent of the chunk before."""
+
     inertia: float
 
     @nn.compact
@@ -35,6 +37,8 @@ class Blend(nn.Module):
 
 
 class RippleTransformer(Transformer):
+    """Keeps one latent, where a video model keeps keys and values."""
+
     @functools.cached_property
     def module(self):
         return Blend(self.config.inertia)

@@ -8,6 +8,8 @@ from fdjax import DecoderConfig, StreamingDecoder
 
 
 class BlockDecoder(StreamingDecoder):
+    """Repeats every latent in space and time, and squashes it to [-1, 1]."""
+
     @property
     def spatial_compression_ratio(self):
         return self.config.block

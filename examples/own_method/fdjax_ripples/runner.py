@@ -9,6 +9,8 @@ from fdjax.run.runner import RunnerInputs
 
 
 class RippleRunner(Runner):
+    """Reads a list of levels, one for each chunk."""
+
     def read_inputs(self):
         self.read_text()
         for level in self.config.levels:

@@ -11,6 +11,8 @@ from fdjax import EncoderConfig, StreamingEncoder
 
 
 class Ripples(nn.Module):
+    """Draws a level with waves across the picture."""
+
     num_ripples: int
 
     @nn.compact
@@ -24,6 +26,8 @@ class Ripples(nn.Module):
 
 
 class RippleEncoder(StreamingEncoder):
+    """Has no state; its cache carries the size of the latent."""
+
     @functools.cached_property
     def module(self):
         return Ripples(self.config.num_ripples)
