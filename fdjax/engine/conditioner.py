@@ -74,8 +74,7 @@ class TextImageConditioner(Conditioner):
         """
         if more:
             raise ValueError(
-                f"{type(self).__name__} takes text or text_embeddings, and image, got "
-                f"{sorted(more)} too."
+                f"{type(self).__name__} takes text and image, got {sorted(more)} too."
             )
         if text_embeddings is not None or negative_text_embeddings is not None:
             if text is not None or text_embeddings is None:
