@@ -119,3 +119,17 @@ def test_context_noise_needs_the_last_draw_only():
         ),
     ).setup()
     assert fdjax.chunk_noise(quiet, start()).shape == noise.shape
+
+
+def test_the_clock_of_noise_goes_on_where_int32_ends():
+    cache = start().replace(autoregressive_index=jnp.full((2,), 2**31 - 2, jnp.int32))
+    seen = []
+    for age in range(2**31 - 2, 2**31 + 2):
+        noise = fdjax.chunk_noise(PIPELINE, cache)
+        key = jax.random.fold_in(cache.key[0], np.uint32(age))
+        solver, _ = jax.random.split(key)
+        expected = jax.random.normal(solver, (2, 12, 4))
+        np.testing.assert_array_equal(noise[:2, 0].reshape(2, 12, 4), expected)
+        seen.append(np.asarray(noise))
+        cache, _ = step(cache)
+    assert all(not np.array_equal(seen[0], other) for other in seen[1:])
