@@ -110,14 +110,23 @@ def _params(config: StreamInferencePipelineConfig) -> Params:
     return config.setup().init_params(jax.random.key(7))
 
 
-def assert_close(actual: Any, desired: Any, tolerance: float = TOLERANCE) -> None:
-    """Asserts max |actual - desired| <= tolerance * max |desired|, and finite."""
+def assert_close(
+    actual: Any, desired: Any, tolerance: float = TOLERANCE, *, hint: str = ""
+) -> None:
+    """Asserts max |actual - desired| <= tolerance * max |desired|, and finite.
+
+    Args:
+        actual: What came out.
+        desired: What should have.
+        tolerance: Relative to the largest desired value.
+        hint: What is wrong if it does not hold, for the message.
+    """
     actual, desired = np.asarray(actual), np.asarray(desired)
-    assert actual.shape == desired.shape, (actual.shape, desired.shape)
-    assert np.isfinite(actual).all(), "not finite"
+    assert actual.shape == desired.shape, (hint, actual.shape, desired.shape)
+    assert np.isfinite(actual).all(), f"not finite; {hint}"
     scale = np.abs(desired).max()
     error = np.abs(actual - desired).max()
-    assert error <= tolerance * scale, f"{error=} > {tolerance} * {scale=}"
+    assert error <= tolerance * scale, f"{error=} > {tolerance} * {scale=}; {hint}"
 
 
 @contextlib.contextmanager

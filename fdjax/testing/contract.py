@@ -127,8 +127,12 @@ def check_donate(case: PipelineCase) -> None:
     chunks = range(case.num_chunks)
     _, pure = case.run(case.cache(), chunks)
     _, in_place = case.run(case.cache(), chunks, donate=True)
+    hint = (
+        "working in place gives another video: what predict_flow, release or commit "
+        "leave in the cache is seen where it must not be"
+    )
     for desired, actual in zip(pure, in_place, strict=True):
-        assert_close(actual, desired)
+        assert_close(actual, desired, hint=hint)
     used = case.cache()
     pipeline.generate(params, used, case.input(0), donate=True)
     _assert_refused("donate", lambda: pipeline.generate(params, used, case.input(0)))
@@ -213,7 +217,10 @@ def check_new_conditions(case: PipelineCase) -> None:
         params, cache, case.new_conditions(pipeline, params)
     )
     _, new = pipeline.generate(params, changed, case.input(2))
-    assert not np.array_equal(np.asarray(old), np.asarray(new))
+    assert not np.array_equal(np.asarray(old), np.asarray(new)), (
+        "new conditions do not change the next chunk; look at update_conditions and at "
+        "what predict_flow reads of them"
+    )
 
 
 def check_rollout(case: PipelineCase) -> None:
@@ -227,7 +234,9 @@ def check_rollout(case: PipelineCase) -> None:
         params, case.cache(), inputs, case.num_chunks
     )
     assert (np.asarray(cache.autoregressive_index) == case.num_chunks).all()
-    assert_close(np.asarray(scanned, np.float32), np.concatenate(loop, axis=1))
+    hint = "rollout differs from generate and finalize in a loop"
+    actual, desired = np.asarray(scanned, np.float32), np.concatenate(loop, axis=1)
+    assert_close(actual, desired, hint=hint)
 
 
 def check_without_jit(case: PipelineCase) -> None:
@@ -272,8 +281,9 @@ def check_sessions(case: PipelineCase) -> None:
         batch = pipeline.finalize(params, batch)
     _, alone_old = case.run(old, range(3, 3 + chunks))
     _, alone_new = case.run(new, range(1, 1 + chunks))
+    hint = "sessions of one batch mix: a row depends on another row, or on its age"
     for video, *alone in zip(videos, alone_old, alone_new, strict=True):
-        assert_close(video, np.concatenate(alone), SESSION_TOLERANCE)
+        assert_close(video, np.concatenate(alone), SESSION_TOLERANCE, hint=hint)
     single = take_session(batch, 1)
     assert signature(single) == signature(take_session(batch, 0))
     swapped = put_session(batch, 0, single)

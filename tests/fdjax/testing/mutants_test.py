@@ -144,6 +144,14 @@ def committing_nothing(self, original, params, cache, *rest):
     return cache
 
 
+def committing_noise(self, original, params, cache, residue, clean, timestep):
+    return original(params, cache, residue, 0 * clean, timestep)
+
+
+def illiterate(self, original, params, cache, control):
+    return original(params, cache.replace(text=0 * cache.text), control)
+
+
 def hold(self, original, params, cache, *rest):
     return original(params, cache.replace(mean=0 * cache.mean), *rest)
 
@@ -242,7 +250,17 @@ TINY_MUTANTS = {
             update_conditions=lambda self, _, params, cache, conditions: cache,
         ),
         "check_new_conditions",
-        "",
+        "new conditions do not change the next chunk",
+    ),
+    "predict_flow without the text": (
+        mutant("transformer", HEALTHY, start=illiterate),
+        "check_new_conditions",
+        "new conditions do not change the next chunk",
+    ),
+    "commit without the clean latent": (
+        mutant("transformer", HEALTHY, commit=committing_noise),
+        "check_commit",
+        "commits nothing",
     ),
     "encoder that never writes its state": (
         mutant("encoder", HEALTHY, encode=forgetful),
@@ -298,12 +316,12 @@ TINY_MUTANTS = {
     "release that leaks the scratch": (
         mutant("transformer", HEALTHY, release=leaking),
         "check_donate",
-        "",
+        "working in place gives another video",
     ),
     "sessions that mix": (
         mutant("transformer", HEALTHY, predict_flow=mixing),
         "check_sessions",
-        "",
+        "sessions of one batch mix",
     ),
     "scheduler that ignores its draws": (
         mutant(
@@ -343,12 +361,12 @@ STREAMED_MUTANTS = {
     "ring without a sink": (
         mutant("transformer", STREAMED, _layers=plain_ring),
         "check_window",
-        "",
+        "latent frame",
     ),
     "window that is one token short": (
         mutant("transformer", STREAMED, _layers=short_ring),
         "check_window",
-        "",
+        "latent frame",
     ),
     "control that is not prepared": (
         mutant("transformer", STREAMED, prepare=lambda self, original, *args: None),
@@ -410,6 +428,23 @@ def test_square_latents_are_not_enough_and_others_are_tried():
         CHECKS["check_patches"](case)
     healthy = dataclasses.replace(tiny_case(HEALTHY), initialize=square)
     CHECKS["check_patches"](healthy)
+
+
+def test_history_is_tried_without_new_conditions_too():
+    broken = mutant("transformer", HEALTHY, update_conditions=hold)
+    case = dataclasses.replace(tiny_case(broken), new_conditions=None)
+    with pytest.raises(AssertionError, match="wipes the history"):
+        CHECKS["check_history"](case)
+
+
+def test_inputs_that_are_all_alike_are_varied():
+    same = {"make_input": lambda index: jnp.full((2,), 0.3)}
+    case = dataclasses.replace(tiny_case(HEALTHY), **same)
+    CHECKS["check_control"](case)
+    broken = mutant("transformer", HEALTHY, start=deaf)
+    case = dataclasses.replace(tiny_case(broken), **same)
+    with pytest.raises(AssertionError, match="predict_flow gives the same flow"):
+        CHECKS["check_control"](case)
 
 
 def test_a_method_without_memory_says_so():
