@@ -134,7 +134,8 @@ def check_embeddings(
         float[B, P, C], and the same or None.
 
     Raises:
-        ValueError: They are not [B, P, C], not floating point, or do not go together.
+        ValueError: They are not [B, P, C], not floating point, not finite, or do not
+            go together.
     """
     named = {"text_embeddings": text, "negative_text_embeddings": negative_text}
     arrays = {name: jnp.asarray(x) for name, x in named.items() if x is not None}
@@ -146,6 +147,9 @@ def check_embeddings(
                 f"{name} must be floating point, got {array.dtype}; token ids go "
                 "through the text encoder first."
             )
+        traced = isinstance(array, jax.core.Tracer)
+        if not traced and array.is_fully_addressable and not jnp.isfinite(array).all():
+            raise ValueError(f"{name} must be finite, got NaN or infinite values.")
     positive = arrays["text_embeddings"]
     negative = arrays.get("negative_text_embeddings")
     if negative is None:

@@ -324,6 +324,7 @@ def test_embeddings_of_prompts_condition_as_the_prompts_do():
         ({"negative_text_embeddings": EMBEDDINGS}, "no negative ones alone"),
         ({"text_embeddings": EMBEDDINGS[0]}, r"be \[B, P, C\], got shape \(3, 4\)"),
         ({"text_embeddings": np.ones((2, 3, 4), np.int32)}, "floating point, got int"),
+        ({"text_embeddings": EMBEDDINGS / 0}, "must be finite"),
         ({"text_embeddings": EMBEDDINGS[:1], "image": IMAGE}, "one row per image"),
         (
             {
