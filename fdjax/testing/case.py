@@ -196,7 +196,8 @@ class _Listener:
 def signature(tree: PyTree) -> tuple:
     """Structure, shapes and dtypes."""
     leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple((np.shape(leaf), leaf.dtype) for leaf in leaves)
+    kinds = (getattr(leaf, "dtype", type(leaf)) for leaf in leaves)
+    return structure, tuple(zip(map(np.shape, leaves), kinds, strict=True))
 
 
 def same(first: PyTree, second: PyTree) -> bool:
@@ -211,8 +212,9 @@ def to_host(tree: PyTree) -> list[np.ndarray]:
     """Copies of all leaves; of keys, their words."""
     return [
         np.asarray(jax.random.key_data(leaf))
-        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        else np.asarray(leaf).copy()
+        if isinstance(leaf, jax.Array)
+        and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else np.array(leaf)
         for leaf in jax.tree.leaves(tree)
     ]
 
@@ -220,9 +222,10 @@ def to_host(tree: PyTree) -> list[np.ndarray]:
 def perturbed(tree: PyTree, seed: int = 1) -> PyTree:
     """The tree with noise of size one on every floating-point leaf."""
     leaves, structure = jax.tree.flatten(tree)
+    leaves = [leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for leaf in leaves]
     keys = jax.random.split(jax.random.key(seed), len(leaves) + 1)[:-1]
     leaves = [
-        leaf + jax.random.normal(key, leaf.shape, leaf.dtype)
+        leaf + np.asarray(jax.random.normal(key, leaf.shape), leaf.dtype)
         if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
         else leaf
         for leaf, key in zip(leaves, keys, strict=True)
