@@ -40,13 +40,16 @@ if TYPE_CHECKING:
         TextImageConditionerConfig,
     )
     from fdjax.engine.diffusion import DiffusionModel, DiffusionModelConfig, FinalState
+    from fdjax.engine.inspection import chunk_noise, ordered_kv
     from fdjax.engine.pipeline import (
         StreamInferencePipeline,
         StreamInferencePipelineConfig,
     )
     from fdjax.run.registry import runner_configs
     from fdjax.run.runner import Runner, RunnerConfig
+    from fdjax.schedulers.table import ScheduleTable, schedule_table
     from fdjax.session.store import load_cache, save_cache
+    from fdjax.streaming.view import OrderedKV
 
 # Resolved on first use, so that `import fdjax` stays light.
 _EXPORTS = {
@@ -66,8 +69,10 @@ _EXPORTS = {
     "InstantiateConfig": "config",
     "NullEncoder": "contract.encoder",
     "NullEncoderConfig": "contract.encoder",
+    "OrderedKV": "streaming.view",
     "Runner": "run.runner",
     "RunnerConfig": "run.runner",
+    "ScheduleTable": "schedulers.table",
     "Scheduler": "contract.scheduler",
     "SchedulerConfig": "contract.scheduler",
     "StreamInferencePipeline": "engine.pipeline",
@@ -80,10 +85,13 @@ _EXPORTS = {
     "TextImageConditionerConfig": "engine.conditioner",
     "Transformer": "contract.transformer",
     "TransformerConfig": "contract.transformer",
+    "chunk_noise": "engine.inspection",
     "derive_config": "config",
     "load_cache": "session.store",
+    "ordered_kv": "engine.inspection",
     "save_cache": "session.store",
     "runner_configs": "run.registry",
+    "schedule_table": "schedulers.table",
 }
 
 __all__ = [
@@ -100,8 +108,10 @@ __all__ = [
     "InstantiateConfig",
     "NullEncoder",
     "NullEncoderConfig",
+    "OrderedKV",
     "Runner",
     "RunnerConfig",
+    "ScheduleTable",
     "Scheduler",
     "SchedulerConfig",
     "StreamInferencePipeline",
@@ -114,11 +124,14 @@ __all__ = [
     "TextImageConditionerConfig",
     "Transformer",
     "TransformerConfig",
+    "chunk_noise",
     "derive_config",
     "load_cache",
+    "ordered_kv",
     "put_session",
     "runner_configs",
     "save_cache",
+    "schedule_table",
     "stack_caches",
     "take_session",
 ]

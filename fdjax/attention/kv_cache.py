@@ -11,9 +11,11 @@ one keeps its slots in chronological order by shifting them.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from fdjax.axes import Array
@@ -26,9 +28,10 @@ class KVLayout:
     All numbers count the same unit: tokens for the cache itself, latent frames for
     frame positions (a layout divided by the tokens per frame gives those).
 
-    `num_tokens`, the argument of every method, is how many tokens were committed before
-    the current chunk: a multiple of `chunk`, int32[] or one per session, int32[B],
-    traced or not. Results have the axis B in front where it has.
+    `num_tokens`, the argument of most methods, is how many tokens were committed before
+    the current chunk: a multiple of `chunk` that does not overflow, int32[] or one per
+    session, int32[B], traced or not. `ring_tokens` makes it of a number of chunks, of
+    any age. Results have the axis B in front where it has.
 
     Attributes:
         sink: Tokens at the start of the sequence that are never dropped, >= 0.
@@ -67,6 +70,17 @@ class KVLayout:
                 f"{self.chunk}; make the window {self.window + self.chunk - excess}"
                 + (f" or {self.window - excess}." if self.window > excess else ".")
             )
+        if self.capacity + self._period * self.chunk >= 2**31:
+            raise ValueError(
+                f"sink {self.sink}, window {self.window} and chunk {self.chunk} repeat "
+                f"after {self._period} chunks only, and 2**31 tokens are too many to "
+                "count; make the window a multiple of the chunk."
+            )
+
+    @property
+    def _period(self) -> int:
+        """Chunks after which a full ring is written in the same way again."""
+        return self.window // math.gcd(self.window, self.chunk)
 
     @property
     def capacity(self) -> int:
@@ -77,6 +91,25 @@ class KVLayout:
     def num_slots(self) -> int:
         """Number of slots in a buffer, S: the capacity, and padding."""
         return -(-self.capacity // self.slot_multiple) * self.slot_multiple
+
+    def ring_tokens(self, num_chunks: ArrayLike) -> Array:
+        """The least number of tokens whose slots and ranks are those of a session.
+
+        A full ring comes around, so that its age counts modulo its period only: no
+        session is too old for int32 arithmetic.
+
+        Args:
+            num_chunks: Chunks committed before the current one, from 0 to 2**32 - 1.
+                uint32[] or uint32[B].
+
+        Returns:
+            What the other methods take as `num_tokens`.  int32[] or int32[B].
+        """
+        count = jnp.asarray(num_chunks, jnp.uint32)
+        full = np.uint32(self.capacity // self.chunk)
+        again = full + (count - full) % np.uint32(self._period)
+        count = jnp.where(count < full, count, again)
+        return count.astype(jnp.int32) * self.chunk
 
     def slots(self, num_tokens: ArrayLike) -> Array:
         """Slot of each token of the current chunk; `num_slots` for one that is dropped.

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
+from fdjax.attention.turns import Turns, angles_after, turns
 from fdjax.axes import Array
 
 
@@ -84,20 +85,23 @@ class Rope3D:
         width: int,
         *,
         offset: ArrayLike | None = None,
+        stride: int = 1,
     ) -> Array:
         """Angles of every token of some frames.
 
-        The time angle is `fl32(time * f) + fl32(offset * f)`, each product rounded to
-        float32 before they are added, as NVIDIA/flashdreams computes it
-        (core/attention/rope.py, `shift_t`). A fused multiply-add would differ by 1e-4
-        at a few thousand frames.
+        `time` is for positions within a chunk or a window: its angle is
+        `fl32(time * f)`, as NVIDIA/flashdreams computes it (core/attention/rope.py,
+        `shift_t`). That reference rounds the angle of the offset too, which is off by
+        1e-4 radians at a few thousand frames and by 0.5 after a month; here it is
+        exact at any age, less its whole turns.
 
         Args:
             time: Position of each frame.  int32[T] or int32[B, T], traced or not.
             height: Rows of tokens.
             width: Columns of tokens.
-            offset: Added to every position, in frames; None adds nothing.  int32[] or
-                int32[B], traced or not.
+            offset: Added to every position, in strides; None adds nothing.  From 0 to
+                2**32 - 1: uint32[] or uint32[B], traced or not.
+            stride: Frames per unit of `offset`, such as those of a chunk.
 
         Returns:
             float32[L, D / 2] with L = T * height * width: tokens in the order (frame,
@@ -105,11 +109,13 @@ class Rope3D:
             the arguments float32[B, L, D / 2].
         """
         by_time, by_row, by_column = self.frequencies
+        # [(B,) T, D_t / 2]
         time_angles = jnp.asarray(time, jnp.float32)[..., None] * by_time
         if offset is not None:
-            # [..., 1, D_t / 2]
-            shift = jnp.asarray(offset, jnp.float32)[..., None, None] * by_time
-            # The barrier forbids the compiler to fuse the product into the sum.
+            # [(B,) 1, D_t / 2]
+            shift = angles_after(offset, _turns_of_time(self, stride))[..., None, :]
+            # The barrier forbids the compiler to fuse a product into the sum, so that
+            # compiled angles are those of single operations.
             time_angles = sum(jax.lax.optimization_barrier((time_angles, shift)))
         rows = np.arange(height, dtype=np.float32)[:, None] * by_row
         columns = np.arange(width, dtype=np.float32)[:, None] * by_column
@@ -127,6 +133,12 @@ class Rope3D:
     def rotate(self, features: Array, table: RopeTable) -> Array:
         """Turns the features of every head; see `rotate`."""
         return rotate(features, table, interleaved=self.interleaved)
+
+
+@functools.cache
+def _turns_of_time(rope: Rope3D, stride: int) -> Turns:
+    """Turns that each pair of the time axis makes in `stride` frames."""
+    return turns(rope.frequencies[0], stride)
 
 
 def axis_frequencies(

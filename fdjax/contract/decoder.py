@@ -13,7 +13,13 @@ class StreamingDecoder(ParametricComponent):
 
     What is special about the first chunk must show in the tree structure of the cache:
     one structure before the first chunk, one after it.
+
+    Attributes:
+        video_range: Least and greatest value of what it gives. None if that is no
+            picture, or has no bounds; whoever shows it must scale it then.
     """
+
+    video_range: tuple[float, float] | None = (-1.0, 1.0)
 
     @property
     @abc.abstractmethod
@@ -43,7 +49,7 @@ class StreamingDecoder(ParametricComponent):
             latent: Clean chunk.  float32[B, T, H, W, C].
 
         Returns:
-            The new state, and video in [-1, 1], float[B, T', H', W', 3].
+            The new state, and video in `video_range`, float[B, T', H', W', 3].
         """
 
     def num_output_frames(self, num_latents: int, first: bool) -> int:

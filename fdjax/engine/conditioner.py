@@ -50,15 +50,24 @@ class TextImageConditioner(Conditioner):
         *,
         text: Sequence[str] | None = None,
         image: ArrayLike | None = None,
+        text_embeddings: ArrayLike | None = None,
+        negative_text_embeddings: ArrayLike | None = None,
         **more: Any,
     ) -> Conditions:
         """Runs the encoders of what is given; all of it is checked before the first.
+
+        Embeddings that were made elsewhere stand for prompts: neither tokenizer nor
+        text encoder is then needed, and the config's negative prompt is not used.
 
         Args:
             params: Holds "text_encoder" if there is text, "image_encoder" if there is
                 an image and the config has one.
             text: One prompt per session.
             image: First frames in [-1, 1], float[B, H, W, 3], pixels.
+            text_embeddings: What the text encoder would make of the prompts, in their
+                place.  float[B, P, C].
+            negative_text_embeddings: What it would make of the negative prompt, for
+                guidance; only with `text_embeddings`.  float[B, P, C] or [1, P, C].
             **more: Nothing else is taken.
 
         Raises:
@@ -68,6 +77,15 @@ class TextImageConditioner(Conditioner):
             raise ValueError(
                 f"{type(self).__name__} takes text and image, got {sorted(more)} too."
             )
+        if text_embeddings is not None or negative_text_embeddings is not None:
+            if text is not None or text_embeddings is None:
+                raise ValueError(
+                    "Give prompts as text=, or as text_embeddings= with "
+                    "negative_text_embeddings= where there is guidance; not both, and "
+                    "no negative ones alone."
+                )
+            ready = check_embeddings(text_embeddings, negative_text_embeddings)
+            return self._join(self.encode(params, image=image), *ready)
         prompts = None if text is None else check_prompts(text)
         frames = None if image is None else check_image(image)
         if prompts is not None and _TEXT not in self.parts:
@@ -94,6 +112,56 @@ class TextImageConditioner(Conditioner):
             image_embedding=encoded.get(_IMAGE),
             image=frames,
         )
+
+    def _join(
+        self, conditions: Conditions, text: Array, negative_text: Array | None
+    ) -> Conditions:
+        """Conditions of the images, with ready-made embeddings of text."""
+        given = conditions.image
+        if given is not None and len(given) != len(text):
+            raise ValueError(
+                f"text_embeddings must hold one row per image, got {len(text)} rows "
+                f"and {len(given)} images."
+            )
+        return dataclasses.replace(conditions, text=text, negative_text=negative_text)
+
+
+def check_embeddings(
+    text: ArrayLike, negative_text: ArrayLike | None
+) -> tuple[Array, Array | None]:
+    """Embeddings of prompts and negative prompts as arrays, one row per session.
+
+    Returns:
+        float[B, P, C], and the same or None.
+
+    Raises:
+        ValueError: They are not [B, P, C], not floating point, not finite, or do not
+            go together.
+    """
+    named = {"text_embeddings": text, "negative_text_embeddings": negative_text}
+    arrays = {name: jnp.asarray(x) for name, x in named.items() if x is not None}
+    for name, array in arrays.items():
+        if array.ndim != 3 or 0 in array.shape:
+            raise ValueError(f"{name} must be [B, P, C], got shape {array.shape}.")
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(
+                f"{name} must be floating point, got {array.dtype}; token ids go "
+                "through the text encoder first."
+            )
+        traced = isinstance(array, jax.core.Tracer)
+        if not traced and array.is_fully_addressable and not jnp.isfinite(array).all():
+            raise ValueError(f"{name} must be finite, got NaN or infinite values.")
+    positive = arrays["text_embeddings"]
+    negative = arrays.get("negative_text_embeddings")
+    if negative is None:
+        return positive, None
+    sessions, _, channels = negative.shape
+    if sessions not in (1, len(positive)) or channels != positive.shape[-1]:
+        raise ValueError(
+            "negative_text_embeddings must have the channels of text_embeddings, and "
+            f"one row or as many, got {negative.shape} and {positive.shape}."
+        )
+    return positive, jnp.broadcast_to(negative, (len(positive), *negative.shape[1:]))
 
 
 def check_prompts(text: Sequence[str]) -> list[str]:

@@ -181,7 +181,9 @@ class DiffusionModel(Component):
             cache: The transformer's cache.
             control: What the encoder gave for this chunk, or None.
             noise: Standard normal noise: the initial latent, `latent_shape`, or every
-                draw of the chunk in the order of use, `(num_draws, *latent_shape)`.
+                draw of the chunk in the order of use, `(num_draws, *latent_shape)`, or
+                also that of `finalize` behind them, `num_draws + 1`. Instead of tokens
+                [B, L, C] it may hold latents [B, T, H, W, C].
             key: One per session; draw what `noise` leaves out.  key[B].
 
         Returns:
@@ -192,9 +194,11 @@ class DiffusionModel(Component):
             ValueError: The noise has another shape, or neither noise nor key is given.
         """
         transformer, scheduler = self.transformer, self.scheduler
-        initial, draws = split_noise(
-            noise, transformer.latent_shape(cache), scheduler.num_draws, key
-        )
+        shape, num_draws = transformer.latent_shape(cache), scheduler.num_draws
+        noise = self._tokens(noise, cache)
+        if noise is not None and noise.shape == (num_draws + 1, *shape):
+            noise = noise[:-1]
+        initial, draws = split_noise(noise, shape, num_draws, key)
         splits = transformer.splits(scheduler.steps.timestep)
         networks = [
             functools.partial(transformer.segment(index).predict_flow, params)
@@ -227,17 +231,43 @@ class DiffusionModel(Component):
             params: The transformer's weights.
             cache: The transformer's cache.
             final_state: From `generate`.
-            noise: Standard normal, `latent_shape`; used with `context_noise` only.
+            noise: Standard normal, `latent_shape` or a latent [B, T, H, W, C]; or all
+                noise of the chunk, `num_draws + 1`, of which the last is taken. Used
+                with `context_noise` only.
             key: One per session; draw the noise if it is not given.  key[B].
         """
         latent = final_state.clean
         timestep = jnp.float32(self.config.context_noise)
         if self.config.context_noise > 0:
+            noise = self._tokens(noise, cache)
+            every = (self.scheduler.num_draws + 1, *latent.shape)
+            if noise is not None and noise.shape == every:
+                noise = noise[-1]
             initial, _ = split_noise(noise, latent.shape, 1, key)
             latent = self.scheduler.add_noise(latent, timestep, initial)
         return self.transformer.commit(
             params, cache, final_state.residue, latent, timestep
         )
+
+    def _tokens(self, noise: Array | None, cache: PyTree) -> Array | None:
+        """Noise as tokens: [..., B, T, H, W, C] to [..., B, L, C], others as they are.
+
+        Raises:
+            ValueError: The latents are of another size.
+        """
+        if noise is None or noise.ndim < 5:
+            return noise
+        transformer = self.transformer
+        tokens = jnp.zeros(transformer.latent_shape(cache))
+        size = jax.eval_shape(lambda: transformer.unpatchify(tokens, cache)).shape
+        if noise.shape[-5:] != size or noise.ndim > 6:
+            raise ValueError(
+                f"noise must have shape {size} as a latent [B, T, H, W, C], and may "
+                f"have the draws in front, got {noise.shape}."
+            )
+        if noise.ndim == 5:
+            return transformer.patchify(noise)
+        return jax.vmap(transformer.patchify)(noise)
 
 
 def split_noise(

@@ -357,8 +357,8 @@ class StreamInferencePipeline(Component):
             params: Weights.
             cache: A ready cache.
             input: This chunk's control, as the encoder takes it.
-            noise: See `DiffusionModel.generate`; drawn from the cache's key by
-                default.
+            noise: See `DiffusionModel.generate` and `fdjax.chunk_noise`; drawn from the
+                cache's key by default.
             donate: Work in place and use `cache` up.
             profiler: Told of the stages "encode", "diffuse" and "decode".
 

@@ -74,7 +74,7 @@ def _diffuse_any(
 ) -> tuple[PyTree, FinalState, Array]:
     """`DiffusionModel.generate`, and the latent as the decoder takes it."""
     new_cache, state = model.generate(
-        params, cache, control, noise, key=_chunk_keys(key, index)[:, 0]
+        params, cache, control, noise, key=chunk_keys(key, index)[:, 0]
     )
     return new_cache, state, model.transformer.unpatchify(state.clean, cache)
 
@@ -111,7 +111,7 @@ def _finalize_any(
 ) -> tuple[PyTree, Array]:
     """The transformer's cache with the chunk committed, and the next chunk's index."""
     cache = model.finalize(
-        params, cache, final_state, noise, key=_chunk_keys(key, index)[:, 1]
+        params, cache, final_state, noise, key=chunk_keys(key, index)[:, 1]
     )
     return cache, index + 1
 
@@ -120,7 +120,7 @@ finalize = jax.jit(_finalize_any, static_argnums=0)
 finalize_in_place = jax.jit(_finalize_any, static_argnums=0, donate_argnums=2)
 
 
-def _chunk_keys(key: Array, index: Array) -> Array:
+def chunk_keys(key: Array, index: Array) -> Array:
     """Each session's keys of its chunk: the solver's, and the context noise's.
 
     Returns:

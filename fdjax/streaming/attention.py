@@ -57,12 +57,12 @@ class StreamingAttention:
     chunk reads: the oldest tokens, which leave the window now.
 
     Attributes:
-        num_tokens: Tokens committed before this chunk.  int32[1] or int32[B].
+        num_chunks: Chunks committed before this one.  uint32[1] or uint32[B].
         rope: How features turn.
         tables: Angles of the chunk's tokens, by the layer's layout.
     """
 
-    num_tokens: Array
+    num_chunks: Array
     rope: Rope3D
     tables: Mapping[KVLayout, RopeTable]
 
@@ -71,14 +71,15 @@ class StreamingAttention:
     ) -> tuple[LayerKV, Array]:
         """See `SelfAttentionFn`."""
         layout, table = state.layout, self.tables[state.layout]
+        num_tokens = layout.ring_tokens(self.num_chunks)
         rotated = self.rope.rotate(key, table)
-        keys = layout.write(state.keys, rotated, self.num_tokens)
-        values = layout.write(state.values, value, self.num_tokens)
+        keys = layout.write(state.keys, rotated, num_tokens)
+        values = layout.write(state.values, value, num_tokens)
         raw_keys = state.raw_keys
         if raw_keys is not None:
-            raw_keys = layout.write(raw_keys, key, self.num_tokens)
+            raw_keys = layout.write(raw_keys, key, num_tokens)
         query = self.rope.rotate(query, table)
-        length = layout.valid_length(self.num_tokens)
+        length = layout.valid_length(num_tokens)
         out = attend(query, keys, values, length=length, nonempty=True)
         return LayerKV(keys, values, layout, raw_keys), out
 

@@ -10,21 +10,22 @@ from fdjax.streaming.layout import StreamLayout
 
 @flax.struct.dataclass(kw_only=True)
 class KVCache:
-    """Keys and values of every layer, and how many tokens they come from.
+    """Keys and values of every layer, and how many chunks they come from.
 
     A tuple over layers, not one stacked array: a stack costs a copy per layer.
 
     Attributes:
         keys: One buffer per layer.  [B, S, N, D], with guidance [B, G, S, N, D].
         values: As `keys`.
-        num_tokens: Each session's tokens committed since its start, not only those
-            still held; good for 2**31 of them (four days of 480 x 832 video at 16
-            frames/s).  int32[B].
+        num_chunks: Each session's chunks committed since its start, not only those
+            still held. Positions are computed from it without overflow or loss of
+            accuracy up to 2**32 chunks (a century of chunks of 12 frames at 16
+            frames/s).  uint32[B].
     """
 
     keys: tuple[Array, ...]
     values: tuple[Array, ...]
-    num_tokens: Array
+    num_chunks: Array
 
     @classmethod
     def create(
@@ -51,8 +52,8 @@ class KVCache:
                 for layer in layers
             )
 
-        num_tokens = jnp.zeros((batch,), jnp.int32)
-        return cls(keys=buffers(), values=buffers(), num_tokens=num_tokens)
+        num_chunks = jnp.zeros((batch,), jnp.uint32)
+        return cls(keys=buffers(), values=buffers(), num_chunks=num_chunks)
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -76,7 +77,7 @@ class StreamCache:
     @property
     def batch(self) -> int:
         """Sessions B."""
-        return int(self.kv.num_tokens.shape[0])
+        return int(self.kv.num_chunks.shape[0])
 
 
 @flax.struct.dataclass(kw_only=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fdjax.attention.kv_cache import KVLayout
 from fdjax.attention.rope import RopeTable, rope_table
@@ -233,10 +234,9 @@ class StreamingDiT(Transformer):
         The flow is not used, so the compiler leaves out the head and the last block's
         attention and MLP.
         """
-        _, tokens, _ = self.latent_shape(cache)
-        num_tokens = cache.kv.num_tokens + tokens
+        num_chunks = cache.kv.num_chunks + np.uint32(1)
         if not self.layout.has_memory:
-            kv = dataclasses.replace(cache.kv, num_tokens=num_tokens)
+            kv = dataclasses.replace(cache.kv, num_chunks=num_chunks)
             return dataclasses.replace(cache, kv=kv)
         workspace = self.start(params, cache, residue.control)
         relative, kv = bool(workspace.rotated_keys), workspace.cache.kv
@@ -258,7 +258,7 @@ class StreamingDiT(Transformer):
         )
         keys = tuple(s.raw_keys if relative else s.keys for s in states)
         values = tuple(state.values for state in states)
-        kv = KVCache(keys=keys, values=values, num_tokens=num_tokens)
+        kv = KVCache(keys=keys, values=values, num_chunks=num_chunks)
         return self._map_rows(self._unfold, dataclasses.replace(workspace.cache, kv=kv))
 
     def patchify(self, latent: Array) -> Array:
@@ -324,9 +324,9 @@ class StreamingDiT(Transformer):
         attention: SelfAttentionFn
         layers: tuple[Any, ...] = tuple(states)
         if layout.has_memory:
-            num_tokens = cache.kv.num_tokens
+            num_chunks = cache.kv.num_chunks
             if cache.batch > 1:
-                num_tokens = self.rows(num_tokens)
+                num_chunks = self.rows(num_chunks)
             tables = dict(zip(self._timelines, workspace.tables, strict=True))
             by_layer = {
                 tokens: tables[self._timeline(frames)]
@@ -334,7 +334,7 @@ class StreamingDiT(Transformer):
                     self._layers(cache), layout.frames, strict=True
                 )
             }
-            attention = StreamingAttention(num_tokens, layout.rope, by_layer)
+            attention = StreamingAttention(num_chunks, layout.rope, by_layer)
         else:
             attention = SelfContainedAttention(layout.rope, workspace.tables[0])
             layers = (None,) * layout.num_layers
@@ -363,31 +363,28 @@ class StreamingDiT(Transformer):
         # Absolute time is the same in every layer.
         return frames if self.layout.cache_relative else self.layout.frames[0]
 
-    def _num_frames(self, cache: StreamCache) -> Array:
-        """Frames of tokens committed so far.  int32[B]."""
-        rows, columns = self.layout.grid(cache.height, cache.width)
-        return cache.kv.num_tokens // (rows * columns)
-
     def _chunk_table(self, cache: StreamCache, frames: KVLayout) -> RopeTable:
         """Rotation of the chunk's tokens, in rows.
 
         Absolute time, without bound; or in cache-relative mode the rank among the
         visible frames.
         """
-        count = self._num_frames(cache)
+        count = cache.kv.num_chunks
         if self.layout.cache_relative:
-            return self._table(cache, frames.chunk_positions(count))
+            ranks = frames.chunk_positions(frames.ring_tokens(count))
+            return self._table(cache, ranks)
         positions = jnp.arange(frames.chunk, dtype=jnp.int32)
-        return self._table(cache, positions, offset=count)
+        return self._table(cache, positions, offset=count, stride=frames.chunk)
 
     def _rotated_keys(self, cache: StreamCache) -> tuple[Array, ...]:
         """Cached keys at their present positions, in rows; () at absolute time."""
         if not (self.layout.has_memory and self.layout.cache_relative):
             return ()
-        count = self._num_frames(cache)
+        num_chunks = cache.kv.num_chunks
 
         @functools.cache
         def table(frames: KVLayout, num_slots: int) -> RopeTable:
+            count = frames.ring_tokens(num_chunks)
             table = self._table(cache, frames.slot_positions(count))
             padding = num_slots - table.cos.shape[-2]
             # What is padding is zero, whatever its angle.
@@ -403,11 +400,15 @@ class StreamingDiT(Transformer):
         )
 
     def _table(
-        self, cache: StreamCache, positions: Array, offset: Array | None = None
+        self,
+        cache: StreamCache,
+        positions: Array,
+        offset: Array | None = None,
+        stride: int = 1,
     ) -> RopeTable:
         """[1, L, D / 2] for one session, else [B G, L, D / 2]."""
         grid = self.layout.grid(cache.height, cache.width)
-        angles = self.layout.rope.angles(positions, *grid, offset=offset)
+        angles = self.layout.rope.angles(positions, *grid, offset=offset, stride=stride)
         if cache.batch > 1:
             angles = self.rows(angles)
         return rope_table(angles, self.layout.dtype)

@@ -1,12 +1,12 @@
 """What tests of a method need: the contract suite and its comparisons."""
 
-from fdjax.testing.contract import (
-    CHECKS,
+from fdjax.testing.case import (
     TOLERANCE,
     PipelineCase,
     assert_close,
     count_compilations,
 )
+from fdjax.testing.contract import CHECKS
 from fdjax.testing.tolerance import tolerance
 
 __all__ = [

@@ -13,16 +13,13 @@ Use it from a plug-in's own tests:
 Take a tiny config with random weights: each check runs a few chunks.
 """
 
-import contextlib
-import dataclasses
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from fdjax.axes import Array, Params, PyTree
+from fdjax.axes import PyTree
 from fdjax.engine import stages
 from fdjax.engine.cache import (
     StreamInferencePipelineCache,
@@ -30,124 +27,58 @@ from fdjax.engine.cache import (
     stack_caches,
     take_session,
 )
-from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
-
-# Reordered float32 sums of networks this small; relative to the output's scale.
-TOLERANCE = 1e-4
+from fdjax.streaming.cache import StreamCache
+from fdjax.testing.behaviour import BEHAVIOUR, latent_size
+from fdjax.testing.case import (
+    PipelineCase,
+    assert_close,
+    count_compilations,
+    signature,
+    to_host,
+)
 
 # float32, over six chunks: a batch sums in another order than a session alone.
 SESSION_TOLERANCE = 1e-5
 
-
-@dataclasses.dataclass(frozen=True)
-class PipelineCase:
-    """A pipeline under test.
-
-    Attributes:
-        config: A tiny config; its pipeline is run with random parameters.
-        initialize: `(pipeline, params, key) -> cache`, a fresh ready cache.
-        make_input: `(chunk index) -> input` of `generate`, B first in every leaf; None:
-            no input.
-        num_chunks: Chunks per rollout; enough to pass the window.
-        new_conditions: `(pipeline, params) -> Conditions` of the same shapes but other
-            values, for a change of prompt; None: not tested.
-    """
-
-    config: StreamInferencePipelineConfig
-    initialize: Callable[
-        [StreamInferencePipeline, Params, Array], StreamInferencePipelineCache
-    ]
-    make_input: Callable[[int], PyTree] | None = None
-    num_chunks: int = 5
-    new_conditions: Callable[[StreamInferencePipeline, Params], Any] | None = None
-
-    @property
-    def pipeline(self) -> StreamInferencePipeline:
-        """The pipeline that the config describes."""
-        return self.config.setup()
-
-    def params(self) -> Params:
-        """Random parameters, the same at every call."""
-        return _params(self.config)
-
-    def cache(self, seed: int = 0) -> StreamInferencePipelineCache:
-        """A fresh cache."""
-        return self.initialize(self.pipeline, self.params(), jax.random.key(seed))
-
-    def input(self, index: int) -> PyTree:
-        """The input of chunk `index`."""
-        return None if self.make_input is None else self.make_input(index)
-
-    def run(
-        self, cache: StreamInferencePipelineCache, chunks: range, **options: Any
-    ) -> tuple[StreamInferencePipelineCache, list[np.ndarray]]:
-        """Generates and finalizes; the videos are copied to the host."""
-        videos = []
-        for index in chunks:
-            cache, video = self.pipeline.generate(
-                self.params(), cache, self.input(index), **options
-            )
-            videos.append(np.asarray(video, np.float32))
-            cache = self.pipeline.finalize(self.params(), cache, **options)
-        return cache, videos
-
-
-@functools.lru_cache(maxsize=4)
-def _params(config: StreamInferencePipelineConfig) -> Params:
-    return config.setup().init_params(jax.random.key(7))
-
-
-def assert_close(actual: Any, desired: Any, tolerance: float = TOLERANCE) -> None:
-    """Asserts max |actual - desired| <= tolerance * max |desired|, and finite."""
-    actual, desired = np.asarray(actual), np.asarray(desired)
-    assert actual.shape == desired.shape, (actual.shape, desired.shape)
-    assert np.isfinite(actual).all(), "not finite"
-    scale = np.abs(desired).max()
-    error = np.abs(actual - desired).max()
-    assert error <= tolerance * scale, f"{error=} > {tolerance} * {scale=}"
-
-
-@contextlib.contextmanager
-def count_compilations() -> Iterator[Callable[[], int]]:
-    """Counts XLA compilations inside the block, by jax's own monitoring events."""
-    if not _COUNTER:
-        _COUNTER.append(0)
-        jax.monitoring.register_event_duration_secs_listener(_on_event)
-    start = _COUNTER[0]
-    yield lambda: _COUNTER[0] - start
-
-
-_COUNTER: list[int] = []
-
-
-def _on_event(event: str, duration_secs: float, **metadata: str | int) -> None:
-    if event == "/jax/core/compile/backend_compile_duration":
-        _COUNTER[0] += 1
+# By which low precision may leave the range of a video, relative to its width.
+VIDEO_SLACK = 0.005
 
 
 def check_output(case: PipelineCase) -> None:
-    """Video is finite, differs between chunks and has the promised frame count."""
+    """Video is finite, in its range, of the promised size; chunks differ."""
     pipeline = case.pipeline
     _, videos = case.run(case.cache(), range(3))
     for index, video in enumerate(videos):
         assert np.isfinite(video).all()
         assert video.std() > 0
         if pipeline.decoder is not None:
-            num_latents = _num_latents(case)
-            expected = pipeline.decoder.num_output_frames(num_latents, index == 0)
-            assert video.shape[1] == expected, (video.shape, expected)
+            _check_video(case, video, index == 0)
     assert not np.array_equal(videos[1], videos[2])
 
 
-def _num_latents(case: PipelineCase) -> int:
-    model = case.pipeline.diffusion_model
-    cache = case.cache().transformer_cache
-
-    def latent(cache: PyTree) -> Array:
-        shape = model.transformer.latent_shape(cache)
-        return model.transformer.unpatchify(jax.numpy.zeros(shape), cache)
-
-    return jax.eval_shape(latent, cache).shape[1]
+def _check_video(case: PipelineCase, video: np.ndarray, first: bool) -> None:
+    """Frames, rows, columns and values of a decoder's video."""
+    decoder, setting = case.pipeline.decoder, case.setting()
+    assert decoder is not None
+    transformer = case.pipeline.diffusion_model.transformer
+    num_latents = latent_size(transformer, case.cache().transformer_cache)[1]
+    expected = decoder.num_output_frames(num_latents, first)
+    assert video.shape[1] == expected, (
+        f"decode gave {video.shape[1]} frames for {num_latents} latent frames, "
+        f"num_output_frames promises {expected}"
+    )
+    if setting is not None:
+        assert video.shape[2:4] == setting.pixels, (
+            f"the video is {video.shape[2:4]} pixels, asked for were {setting.pixels}; "
+            "look at unpatchify, decode and spatial_compression_ratio"
+        )
+    if decoder.video_range is not None:
+        low, high = decoder.video_range
+        slack = VIDEO_SLACK * (high - low)
+        assert low - slack <= video.min() <= video.max() <= high + slack, (
+            f"decode gave values from {video.min():.4g} to {video.max():.4g}, video "
+            f"must lie in [{low:g}, {high:g}]; bound it, or set video_range"
+        )
 
 
 def check_reproducible(case: PipelineCase) -> None:
@@ -163,12 +94,12 @@ def check_fork(case: PipelineCase) -> None:
     """`generate` and `finalize` leave the caller's cache as it was."""
     pipeline, params = case.pipeline, case.params()
     cache, _ = case.run(case.cache(), range(2))
-    before = _to_host(cache)
+    before = to_host(cache)
     pending, first = pipeline.generate(params, cache, case.input(2))
-    pending_before = _to_host(pending)
+    pending_before = to_host(pending)
     pipeline.finalize(params, pending)
-    _assert_identical(_to_host(cache), before)
-    _assert_identical(_to_host(pending), pending_before)
+    _assert_identical(to_host(cache), before)
+    _assert_identical(to_host(pending), pending_before)
     _, again = pipeline.generate(params, cache, case.input(2))
     assert np.array_equal(np.asarray(first), np.asarray(again))
 
@@ -196,8 +127,12 @@ def check_donate(case: PipelineCase) -> None:
     chunks = range(case.num_chunks)
     _, pure = case.run(case.cache(), chunks)
     _, in_place = case.run(case.cache(), chunks, donate=True)
+    hint = (
+        "working in place gives another video: what predict_flow, release or commit "
+        "leave in the cache is seen where it must not be"
+    )
     for desired, actual in zip(pure, in_place, strict=True):
-        assert_close(actual, desired)
+        assert_close(actual, desired, hint=hint)
     used = case.cache()
     pipeline.generate(params, used, case.input(0), donate=True)
     _assert_refused("donate", lambda: pipeline.generate(params, used, case.input(0)))
@@ -220,15 +155,21 @@ def check_structure(case: PipelineCase) -> None:
     """Shapes, dtypes and tree structure never change after the first chunk."""
     pipeline, params = case.pipeline, case.params()
     cache, _ = case.run(case.cache(), range(1))
-    ready = _signature(cache)
+    ready = signature(cache)
     pending = None
     for index in range(1, case.num_chunks):
         cache, _ = pipeline.generate(params, cache, case.input(index))
-        assert pending in (None, _signature(cache))
-        pending = _signature(cache)
+        assert pending in (None, signature(cache))
+        pending = signature(cache)
         cache = pipeline.finalize(params, cache)
-        assert _signature(cache) == ready
+        assert signature(cache) == ready
     assert (np.asarray(cache.autoregressive_index) == case.num_chunks).all()
+    if isinstance(cache.transformer_cache, StreamCache):
+        age = np.asarray(cache.transformer_cache.kv.num_chunks)
+        assert (age == case.num_chunks).all(), (
+            f"commit counted {age} chunks of {case.num_chunks}; positions and slots "
+            "are computed from that"
+        )
 
 
 def check_compilations(case: PipelineCase) -> None:
@@ -276,7 +217,10 @@ def check_new_conditions(case: PipelineCase) -> None:
         params, cache, case.new_conditions(pipeline, params)
     )
     _, new = pipeline.generate(params, changed, case.input(2))
-    assert not np.array_equal(np.asarray(old), np.asarray(new))
+    assert not np.array_equal(np.asarray(old), np.asarray(new)), (
+        "new conditions do not change the next chunk; look at update_conditions and at "
+        "what predict_flow reads of them"
+    )
 
 
 def check_rollout(case: PipelineCase) -> None:
@@ -290,7 +234,9 @@ def check_rollout(case: PipelineCase) -> None:
         params, case.cache(), inputs, case.num_chunks
     )
     assert (np.asarray(cache.autoregressive_index) == case.num_chunks).all()
-    assert_close(np.asarray(scanned, np.float32), np.concatenate(loop, axis=1))
+    hint = "rollout differs from generate and finalize in a loop"
+    actual, desired = np.asarray(scanned, np.float32), np.concatenate(loop, axis=1)
+    assert_close(actual, desired, hint=hint)
 
 
 def check_without_jit(case: PipelineCase) -> None:
@@ -335,14 +281,15 @@ def check_sessions(case: PipelineCase) -> None:
         batch = pipeline.finalize(params, batch)
     _, alone_old = case.run(old, range(3, 3 + chunks))
     _, alone_new = case.run(new, range(1, 1 + chunks))
+    hint = "sessions of one batch mix: a row depends on another row, or on its age"
     for video, *alone in zip(videos, alone_old, alone_new, strict=True):
-        assert_close(video, np.concatenate(alone), SESSION_TOLERANCE)
+        assert_close(video, np.concatenate(alone), SESSION_TOLERANCE, hint=hint)
     single = take_session(batch, 1)
-    assert _signature(single) == _signature(take_session(batch, 0))
+    assert signature(single) == signature(take_session(batch, 0))
     swapped = put_session(batch, 0, single)
-    _assert_identical(_to_host(take_session(swapped, 0)), _to_host(single))
+    _assert_identical(to_host(take_session(swapped, 0)), to_host(single))
     _assert_identical(
-        _to_host(take_session(swapped, 1)), _to_host(take_session(batch, 1))
+        to_host(take_session(swapped, 1)), to_host(take_session(batch, 1))
     )
 
 
@@ -399,6 +346,7 @@ CHECKS: tuple[Callable[[PipelineCase], None], ...] = (
     check_batch_axis,
     check_sessions,
     check_in_place,
+    *BEHAVIOUR,
     check_compilations,  # last: what it forgets, every other check would compile again
 )
 """Every check of the suite."""
@@ -415,11 +363,6 @@ def _forget_compiled_stages() -> None:
         stage.clear_cache()
 
 
-def _signature(cache: PyTree) -> tuple:
-    leaves, structure = jax.tree.flatten(cache)
-    return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-
-
 def _buffers(tree: PyTree) -> set[int]:
     """Addresses of the arrays' memory, on every device."""
     return {
@@ -428,15 +371,6 @@ def _buffers(tree: PyTree) -> set[int]:
         for shard in leaf.addressable_shards
         if leaf.nbytes
     }
-
-
-def _to_host(tree: PyTree) -> list[np.ndarray]:
-    return [
-        np.asarray(jax.random.key_data(leaf))
-        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        else np.asarray(leaf).copy()
-        for leaf in jax.tree.leaves(tree)
-    ]
 
 
 def _assert_identical(actual: list[np.ndarray], desired: list[np.ndarray]) -> None:

@@ -71,12 +71,14 @@ def test_angles_of_any_chunk(head_dim, ratios, interleaved):
     angles = jax.jit(lambda offset: rope.angles(np.arange(2), 3, 4, offset=offset))
     for index in (0, 1, 7, 1500):
         expected = reference.shift_t(index)[:, 0, 0, half].numpy()
-        # Bit for bit, except that torch's float32 pow may round the other way with a
-        # theta that is no integer: then one unit in the last place of the angle.
-        tolerance = 0.0 if time_ratio == 1.0 else 2e-7
-        assert_allclose(
-            angles(jnp.int32(index * 2)), expected, rtol=tolerance, atol=2e-6
-        )
+        actual = angles(jnp.uint32(index * 2))
+        # The reference rounds `offset * f`, ours does not: half a unit in the last
+        # place of the angle, and one more where torch's float32 pow rounds the other
+        # way with a theta that is no integer.
+        units = 0.5 if time_ratio == 1.0 else 1.5
+        atol = 2e-6 + units * float(np.spacing(np.float32(index * 2)))
+        assert_allclose(np.cos(actual), np.cos(expected), atol=atol)
+        assert_allclose(np.sin(actual), np.sin(expected), atol=atol)
 
 
 def test_cache_relative_angles():

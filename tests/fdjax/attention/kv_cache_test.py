@@ -200,3 +200,46 @@ def test_sizes_that_cannot_work_are_refused(sizes, message):
 def test_layout_is_hashable_and_compares_by_value():
     assert hash(KVLayout(1, 2, 3)) == hash(KVLayout(1, 2, 3))
     assert KVLayout(1, 2, 3) != KVLayout(2, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("sink", "window", "chunk"),
+    [(0, 21, 3), (5, 7, 3), (3, 15, 3), (1, 2, 3), (4, 2, 6), (7, 1, 4), (0, 30, 4)],
+)
+def test_a_ring_of_any_age_is_one_of_its_first_rounds(sink, window, chunk):
+    """Against Python's integers, which do not overflow."""
+    layout = KVLayout(sink, window + (-(sink + window)) % chunk, chunk)
+    window = layout.window
+    tables = jax.jit(
+        lambda count: (
+            layout.slots(layout.ring_tokens(count)),
+            layout.valid_length(layout.ring_tokens(count)),
+            layout.slot_positions(layout.ring_tokens(count)),
+        )
+    )
+    for count in (*range(40), 2**31 // chunk, 2**31 - 1, 2**31, 2**32 - 1):
+        slots, length, ranks = map(np.asarray, tables(jnp.uint32(count)))
+        first = count * chunk
+        oldest = max(first + chunk - window, sink)
+        expected = [
+            p
+            if p < sink
+            else layout.num_slots
+            if p < oldest
+            else sink + (p - sink) % window
+            for p in range(first, first + chunk)
+        ]
+        np.testing.assert_array_equal(slots, expected)
+        assert length == min(first + chunk, layout.capacity)
+        # The visible tokens, oldest first, stand in the slots of these ranks.
+        visible = [
+            *range(min(sink, first + chunk)),
+            *range(oldest, first + chunk),
+        ]
+        held = [p if p < sink else sink + (p - sink) % window for p in visible]
+        np.testing.assert_array_equal(ranks[held], range(len(visible)))
+
+
+def test_a_period_too_long_to_count_is_refused():
+    with pytest.raises(ValueError, match="make the window a multiple of the chunk"):
+        KVLayout(9_999, 50_000_001, 10_000)

@@ -11,16 +11,27 @@ WAN = Rope3D(head_dim=128, interleaved=True)
 
 
 def reference_angles(rope, frames, height, width, offset=0):
-    """One token at a time, in numpy's float32, each product rounded by itself."""
+    """One token at a time: products in float32, that of the offset in float64."""
     by_time, by_row, by_column = rope.frequencies
     rows = []
     for frame in frames:
-        shifted = np.float32(frame) * by_time + np.float32(offset) * by_time
+        shifted = np.float32(frame) * by_time + offset * by_time.astype(np.float64)
         for row in range(height):
             for column in range(width):
-                parts = (shifted, np.float32(row) * by_row, column * by_column)
+                parts = (
+                    shifted,
+                    np.float32(row) * by_row,
+                    np.float32(column) * by_column,
+                )
                 rows.append(np.concatenate(parts))
-    return np.stack(rows).astype(np.float32)
+    return np.stack(rows)
+
+
+def assert_same_turn(actual, expected, atol):
+    """Angles that differ by whole turns are the same."""
+    difference = np.asarray(actual, np.float64) - np.asarray(expected, np.float64)
+    difference -= 2 * np.pi * np.round(difference / (2 * np.pi))
+    np.testing.assert_allclose(difference, 0, atol=atol)
 
 
 def test_published_frequencies_and_angles():
@@ -37,10 +48,9 @@ def test_published_frequencies_and_angles():
     token = angles[(1 * 30 + 7) * 52 + 11]
     pairs = [0, 1, 21, 22, 23, 43, 44, 63]
     expected = [7, 4.6055326, 0.0010639, 7, 4.5146270, 11, 7.0944138, 0.0017056]
-    np.testing.assert_allclose(token[np.array(pairs)], expected, rtol=1e-4, atol=1e-7)
-    np.testing.assert_allclose(
-        token[np.array([1, 23, 44])], [4.6055326, 4.514627, 7.0944138], rtol=1e-7
-    )
+    assert_same_turn(token[np.array(pairs)], expected, atol=2e-6)
+    slowest = np.array([21, 63])
+    np.testing.assert_allclose(token[slowest], [0.0010639, 0.0017056], rtol=1e-4)
 
 
 def test_ntk_ratio_slows_the_slowest_pair_by_the_ratio_and_leaves_the_fastest():
@@ -54,19 +64,28 @@ def test_ntk_ratio_slows_the_slowest_pair_by_the_ratio_and_leaves_the_fastest():
     np.testing.assert_array_equal(cosmos.frequencies[2], stretched)
 
 
-@pytest.mark.parametrize("offset", [0, 3, 999, 3000, 40_000])
+@pytest.mark.parametrize("offset", [0, 3, 999, 3000, 40_000, 2**31, 2**32 - 1])
 @pytest.mark.parametrize("rope", [WAN, Rope3D(24, interleaved=False)])
-def test_traced_offset_gives_the_angles_of_separately_rounded_products(rope, offset):
+def test_a_traced_offset_of_any_size_gives_exact_angles(rope, offset):
     angles = jax.jit(lambda shift: rope.angles(np.arange(3), 2, 5, offset=shift))
     expected = reference_angles(rope, range(3), 2, 5, offset)
-    # The CPU matches bit for bit; one unit in the last place of 3000 is 2.4e-4.
-    np.testing.assert_allclose(angles(jnp.int32(offset)), expected, atol=1e-5)
+    # float64 itself is off by half a unit in the last place of 2**32: 5e-7.
+    assert_same_turn(angles(jnp.uint32(offset)), expected, atol=2e-6)
+
+
+def test_strides_are_as_many_frames():
+    angles = WAN.angles(np.arange(3), 2, 2, offset=1000, stride=3)
+    assert_same_turn(angles, WAN.angles(np.arange(3), 2, 2, offset=3000), atol=1e-6)
+    # Beyond 2**32 frames: the same stride as four times a quarter of the count.
+    far = WAN.angles(np.arange(3), 2, 2, offset=np.uint32(2**32 - 4), stride=3)
+    same = WAN.angles(np.arange(3), 2, 2, offset=np.uint32(2**30 - 1), stride=12)
+    assert_same_turn(far, same, atol=1e-6)
 
 
 def test_cache_relative_angles_follow_the_slots():
     """sink 5, window 7, chunk 3 frames: each slot's angles are those of its rank."""
     rope, layout = Rope3D(24, interleaved=True), KVLayout(5, 7, 3)
-    by_rank = reference_angles(rope, range(layout.capacity), 2, 3)
+    by_rank = reference_angles(rope, range(layout.capacity), 2, 3).astype(np.float32)
     by_rank = by_rank.reshape(layout.capacity, 6, -1)
     angles = jax.jit(lambda ranks: rope.angles(ranks, 2, 3))
     for num_frames in range(0, 30, 3):
@@ -137,9 +156,8 @@ def test_angles_map_over_sessions_with_their_own_offsets():
     offsets = jnp.array([0, 6, 300])
     mapped = jax.vmap(lambda shift: WAN.angles(np.arange(3), 2, 2, offset=shift))
     for row, offset in zip(mapped(offsets), offsets, strict=True):
-        np.testing.assert_array_equal(
-            row, WAN.angles(np.arange(3), 2, 2, offset=offset)
-        )
+        alone = WAN.angles(np.arange(3), 2, 2, offset=offset)
+        np.testing.assert_array_equal(row, alone)
 
 
 @pytest.mark.parametrize(

@@ -279,3 +279,62 @@ def test_whether_prompts_are_read():
         .setup()
         .takes_text
     )
+
+
+EMBEDDINGS = jnp.arange(2 * 3 * 4.0).reshape(2, 3, 4)
+
+
+def test_embeddings_need_neither_tokenizer_nor_text_encoder(calls):
+    conditioner = BOTH.setup()
+    made = conditioner.encode(
+        {"image_encoder": {}},
+        text_embeddings=EMBEDDINGS,
+        negative_text_embeddings=EMBEDDINGS[:1, :2],
+        image=IMAGE,
+    )
+    assert calls == [IMAGE.shape]
+    np.testing.assert_array_equal(made.text, EMBEDDINGS)
+    np.testing.assert_array_equal(made.negative_text[1], EMBEDDINGS[0, :2])
+    assert made.negative_text.shape == (2, 2, 4)
+    assert made.image is not None
+    assert made.image_embedding.shape == (2, 1, 1)
+    bare = TextImageConditionerConfig().setup()
+    text = bare.encode({}, text_embeddings=np.asarray(EMBEDDINGS))
+    np.testing.assert_array_equal(text.text, EMBEDDINGS)
+    assert text.negative_text is None
+    assert text.image is None
+
+
+def test_embeddings_of_prompts_condition_as_the_prompts_do():
+    conditioner, prompts = BOTH.setup(), ["a", "long"]
+    encoded = conditioner.encode(PARAMS, text=prompts, image=IMAGE)
+    again = conditioner.encode(
+        PARAMS,
+        text_embeddings=encoded.text,
+        negative_text_embeddings=encoded.negative_text,
+        image=IMAGE,
+    )
+    jax.tree.map(np.testing.assert_array_equal, again, encoded)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"text": ["a"], "text_embeddings": EMBEDDINGS}, "not both"),
+        ({"negative_text_embeddings": EMBEDDINGS}, "no negative ones alone"),
+        ({"text_embeddings": EMBEDDINGS[0]}, r"be \[B, P, C\], got shape \(3, 4\)"),
+        ({"text_embeddings": np.ones((2, 3, 4), np.int32)}, "floating point, got int"),
+        ({"text_embeddings": EMBEDDINGS / 0}, "must be finite"),
+        ({"text_embeddings": EMBEDDINGS[:1], "image": IMAGE}, "one row per image"),
+        (
+            {
+                "text_embeddings": EMBEDDINGS,
+                "negative_text_embeddings": jnp.ones((3, 2, 4)),
+            },
+            r"one row or as many, got \(3, 2, 4\)",
+        ),
+    ],
+)
+def test_embeddings_that_do_not_fit_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        BOTH.setup().encode(PARAMS, **given)

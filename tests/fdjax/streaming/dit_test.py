@@ -110,8 +110,31 @@ def latent(index, batch=1, frames=2):
     return jax.random.normal(jax.random.key(index), shape)
 
 
-def stream(config, params, chunks=6, batch=1):
-    """The flow of every chunk, after the clean ones before it were committed."""
+def aged(cache, transformer, age):
+    """The cache as if `age` more chunks had gone before; keys at absolute time turn."""
+    layout, kv = transformer.layout, cache.kv
+    keys = kv.keys
+    if not layout.cache_relative:
+
+        def turn(keys):
+            shift = layout.rope.angles([0], 1, 1, offset=age, stride=layout.len_t)
+            rows = keys.reshape(-1, *keys.shape[-3:])
+            if shift.ndim == 3:
+                shift = jnp.repeat(shift, len(rows) // len(shift), axis=0)
+            rows = layout.rope.rotate(rows, rope_table(shift, jnp.float32))
+            return rows.reshape(keys.shape)
+
+        keys = tuple(map(turn, keys))
+    num_chunks = kv.num_chunks + jnp.asarray(age, jnp.uint32)
+    kv = dataclasses.replace(kv, keys=keys, num_chunks=num_chunks)
+    return dataclasses.replace(cache, kv=kv)
+
+
+def stream(config, params, chunks=6, batch=1, after=0, age=None):
+    """The flow of every chunk, after the clean ones before it were committed.
+
+    Before chunk `after` the sessions are made older by `age` chunks.
+    """
     transformer = config.setup()
 
     @jax.jit
@@ -125,6 +148,8 @@ def stream(config, params, chunks=6, batch=1):
     cache = transformer.initialize_cache(params, conditions(batch), HEIGHT, WIDTH)
     flows = []
     for index in range(chunks):
+        if age is not None and index == after:
+            cache = aged(cache, transformer, age)
         noisy, clean = latent(index, batch), latent(100 + index, batch)
         cache, flow = step(cache, noisy, clean)
         flows.append(np.asarray(flow))
@@ -203,6 +228,36 @@ def test_every_layer_sees_its_own_window(sizes, cache_relative):
         FRAME * (w + s) for w, s in zip(config.windows, sinks, strict=True)
     ]
     assert {buffer.shape[2] for buffer in cache.kv.keys} == {config.kv_heads}
+
+
+@pytest.mark.parametrize("cache_relative", [False, True])
+@pytest.mark.parametrize("start", [2**31 // 12 - 3, 2**31 - 3, 2**32 - 30])
+def test_a_session_of_any_age_continues_like_a_young_one(start, cache_relative):
+    """Time is relative without a sink: what is seen is as in the first chunks.
+
+    The counter is set ahead by whole rounds of both rings, past 2**31 tokens and past
+    2**31 chunks; rows and angles must go on as if nothing had happened.
+    """
+    config = TransformerConfig(windows=(4, 6), cache_relative=cache_relative)
+    params = config.setup().init_params(jax.random.key(0))
+    young_cache, young = stream(config, params, chunks=12)
+    start -= start % 6  # rounds of two and of three chunks
+    old_cache, old = stream(config, params, chunks=12, after=6, age=start)
+    for flow, expected in zip(old[6:], young[6:], strict=True):
+        testing.assert_close(flow, expected, 1e-5)
+    assert int(old_cache.kv.num_chunks[0]) == start + 12
+    for a, b in zip(old_cache.kv.values, young_cache.kv.values, strict=True):
+        testing.assert_close(a, b, 1e-5)
+
+
+def test_sessions_across_the_wrap_of_int32_share_a_batch():
+    config = TransformerConfig(windows=(4, 6), guidance_scale=2.0)
+    params = config.setup().init_params(jax.random.key(0))
+    ages = np.array([0, 2**31 - 8], np.uint32)
+    _, flows = stream(config, params, chunks=12, batch=2, after=6, age=ages)
+    _, young = stream(config, params, chunks=12, batch=2)
+    for flow, expected in zip(flows[6:], young[6:], strict=True):
+        testing.assert_close(flow, expected, 1e-5)
 
 
 @pytest.mark.parametrize("cache_relative", [False, True])

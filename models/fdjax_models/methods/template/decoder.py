@@ -15,9 +15,14 @@ from fdjax.nn.random_params import random_params
 
 
 class TemplateDecoder(StreamingDecoder):
-    """Gives one frame of the latent's size per latent frame; keeps no state."""
+    """Gives one frame of the latent's size per latent frame; keeps no state.
+
+    It has no bounds, as that of NVIDIA/flashdreams (recipes/template). A decoder of
+    pictures ends in tanh or a clip, and leaves `video_range` as it is.
+    """
 
     config: "TemplateDecoderConfig"
+    video_range = None
     spatial_compression_ratio = 1
     temporal_compression_ratio = 1
 

@@ -34,7 +34,7 @@ class ImageControlCache:
         vae: State of the VAE's encoder.
         image: The first frame, float[B, H', W', 3]; None after the first chunk.
         latent: Latent of the last chunk, float32[B, T, H, W, C]; None before it.
-        num_chunks: Chunks that each session has seen.  int32[B].
+        num_chunks: Chunks that each session has seen, good for 2**32.  uint32[B].
     """
 
     vae: WanVaeCache
@@ -90,7 +90,7 @@ class ImageControlEncoder(StreamingEncoder):
             vae=self.encoder.initialize_cache(params),
             image=image,
             latent=None,
-            num_chunks=jnp.zeros((len(image),), jnp.int32),
+            num_chunks=jnp.zeros((len(image),), jnp.uint32),
         )
 
     def encode(

@@ -93,7 +93,7 @@ class WanTransformer(StreamingDiT):
         """Latent and timestep with the first frame, as configured."""
         if control.image is None:
             return latent, timestep
-        patch, first = self.config.network.patch_size, cache.kv.num_tokens == 0
+        patch, first = self.config.network.patch_size, cache.kv.num_chunks == 0
         for way in self.config.image_conditioning:
             latent = way.latent(latent, control.image, patch)
             timestep = way.timestep(timestep, control.image, first, patch)
