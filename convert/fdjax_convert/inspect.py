@@ -12,7 +12,7 @@ from fdjax_convert import kinds, recognise
 from fdjax_convert.formats import folders, readers
 from fdjax_convert.formats.readers import Checkpoint
 from fdjax_convert.formats.values import brief_text
-from fdjax_convert.rules.problems import summarize
+from fdjax_convert.rules.problems import SUMMARIZED, summarize
 from fdjax_convert.rules.rules import Layout
 from fdjax_convert.tables import layouts
 
@@ -143,7 +143,7 @@ def _size(num_tensors: int, num_parameters: int, num_bytes: int) -> str:
 
 
 def _types(tensors: Mapping[str, LazyTensor]) -> str:
-    counts = collections.Counter(str(tensor.dtype) for tensor in tensors.values())
+    counts = collections.Counter(tensor.dtype for tensor in tensors.values())
     return ", ".join(f"{name} ({count})" for name, count in counts.most_common())
 
 
@@ -161,9 +161,13 @@ def _table(lines: Mapping[str, str]) -> str:
 
 def _section(title: str, keys: Iterable[str]) -> str:
     """A list of keys, numbers folded; nothing if there are none."""
-    lines = summarize(list(keys))
+    keys = list(keys)
+    lines = summarize(keys[:SUMMARIZED])
     if not lines:
         return ""
-    more = [f"… and {len(lines) - _LINES} more"] if len(lines) > _LINES else []
+    left = len(lines) - _LINES
+    more = [f"… and {left} more"] if left > 0 else []
+    if len(keys) > SUMMARIZED:
+        more = [f"… and more: {len(keys)} keys"]
     listed = "".join(f"\n  {brief_text(line, 200)}" for line in lines[:_LINES] + more)
     return f"\n{title}:{listed}"

@@ -18,7 +18,7 @@ from fdjax_convert.formats.readers import Checkpoint
 from fdjax_convert.formats.values import brief_text
 from fdjax_convert.rules.conversion import Conversion
 from fdjax_convert.rules.export import export
-from fdjax_convert.rules.problems import ConversionError, summarize
+from fdjax_convert.rules.problems import SUMMARIZED, ConversionError, summarize
 from fdjax_convert.rules.rules import Drop, Layout, Rule
 from fdjax_convert.tables import layouts
 
@@ -238,7 +238,7 @@ def what_is(checkpoint: Checkpoint) -> str:
         return " and ".join(
             f"{text} ({part.layout.name} layout)" for part, text in found
         )
-    lines = summarize(checkpoint.tensors)
+    lines = summarize(list(checkpoint.tensors)[:SUMMARIZED])
     shown = brief_text(", ".join(lines[:6]), 400) + (", …" if len(lines) > 6 else "")
     count = len(checkpoint.tensors)
     return f"nothing that fdjax knows, {count} tensor{'s' * (count != 1)}: {shown}"

@@ -10,6 +10,7 @@ The opcodes are those of the module `pickletools`, protocols 0 to 5, without the
 that build instances (INST, OBJ, NEWOBJ) or refer to what is outside of the pickle.
 """
 
+import gc
 import pickle
 import struct
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from fdjax_convert.formats.values import Callee, WithState, brief
 
 _MAX_INT_KEY = 1 << 63  # larger ones can be chosen so that their hashes are equal
 _MAX_TUPLE_KEY = 16  # items; the hash of a tuple visits all that it is made of
+_SIZED = (str, bytes, bytearray, list, tuple, dict, set)
+_QUICK = (str, bytes, bool, float, complex, type(None), Callee)
 
 
 class Machine:
@@ -41,9 +44,9 @@ class Machine:
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
-        # What calls may copy in all. Each thing that is copied stands in the pickle,
+        # Items that calls may still copy or make. What is copied stands in the pickle,
         # unless it is taken from the memo again and again.
-        self._copies = len(data) + (1 << 16)
+        self._left = len(data) + (1 << 16)
 
     def load(self) -> Any:
         """The object that the pickle describes.
@@ -51,44 +54,35 @@ class Machine:
         Raises:
             pickle.UnpicklingError: It is damaged, or asks for what is not allowed.
         """
-        data = self._data
-        while True:
-            if self._position >= len(data):
-                raise pickle.UnpicklingError("ends in the middle")
-            code = data[self._position]
-            self._position += 1
-            if code == pickle.STOP[0]:
-                return self._pop()
-            action = _ACTIONS.get(code)
-            if action is None:
-                raise pickle.UnpicklingError(f"has the opcode {code:#04x}: not allowed")
-            action(self)
-
-    # The stack.
-
-    def _pop(self) -> Any:
-        if not self._stack:
-            raise pickle.UnpicklingError("takes more than there is")
-        return self._stack.pop()
-
-    def _top(self) -> Any:
-        if not self._stack:
-            raise pickle.UnpicklingError("takes more than there is")
-        return self._stack[-1]
+        data, actions, stop = self._data, _ACTIONS, pickle.STOP[0]
+        collects = gc.isenabled()
+        gc.disable()  # it would look through all that is made, again and again
+        try:
+            while (code := data[self._position]) != stop:
+                self._position += 1
+                actions[code](self)
+            return self._stack.pop()
+        except KeyError:
+            raise pickle.UnpicklingError(
+                f"has the opcode {code:#04x}, which is not allowed"
+            ) from None
+        except IndexError:
+            raise pickle.UnpicklingError("ends in the middle") from None
+        finally:
+            if collects:
+                gc.enable()
 
     def _mark(self) -> None:
         self._marks.append(self._stack)
         self._stack = []
 
     def _pop_mark(self) -> list[Any]:
-        if not self._marks:
-            raise pickle.UnpicklingError("takes more than there is")
         items, self._stack = self._stack, self._marks.pop()
         return items
 
     def _discard(self) -> None:
         if self._stack or not self._marks:
-            self._pop()
+            self._stack.pop()
         else:
             self._pop_mark()
 
@@ -104,6 +98,11 @@ class Machine:
         taken = self._data[self._position : end]
         self._position = end
         return taken
+
+    def _byte(self) -> int:
+        value = self._data[self._position]
+        self._position += 1
+        return value
 
     def _number(self, form: str) -> int:
         return struct.unpack(form, self._take(struct.calcsize(form)))[0]
@@ -125,9 +124,8 @@ class Machine:
 
     def _int_line(self) -> None:
         line = self._line()
-        self._push({b"00": False, b"01": True}.get(line) if len(line) == 2 else None)
-        if self._stack[-1] is None:
-            self._stack[-1] = int(line.removesuffix(b"L"))
+        truth = {b"00": False, b"01": True}
+        self._push(truth[line] if line in truth else int(line.removesuffix(b"L")))
 
     def _long(self, form: str) -> None:
         self._push(
@@ -137,25 +135,29 @@ class Machine:
     # Containers.
 
     def _tuple(self, count: int) -> None:
-        items = [self._pop() for _ in range(count)]
-        self._push(tuple(reversed(items)))
+        if len(self._stack) < count:
+            raise IndexError
+        self._stack[-count:] = [tuple(self._stack[-count:])]
+
+    def _tuple1(self) -> None:
+        self._stack[-1] = (self._stack[-1],)
 
     def _append(self, items: list[Any]) -> None:
-        target = self._top()
+        target = self._stack[-1]
         if type(target) is not list:
             raise pickle.UnpicklingError(f"appends to {brief(target)}")
         target.extend(items)
 
     def _set_items(self, items: list[Any]) -> None:
-        target = self._top()
+        target = self._stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
             raise pickle.UnpicklingError(f"sets items of {brief(target)}")
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[checked_key(key)] = value
 
     def _set_item(self) -> None:
-        value = self._pop()
-        key = self._pop()
+        value = self._stack.pop()
+        key = self._stack.pop()
         self._set_items([key, value])
 
     def _dict(self) -> None:
@@ -165,7 +167,7 @@ class Machine:
 
     def _add_items(self) -> None:
         items = self._pop_mark()
-        target = self._top()
+        target = self._stack[-1]
         if type(target) is not set:
             raise pickle.UnpicklingError(f"adds items to {brief(target)}")
         target.update(map(checked_key, items))
@@ -173,12 +175,13 @@ class Machine:
     # The memo.
 
     def _get(self, index: int) -> None:
-        if index not in self._memo:
+        memo = self._memo
+        if index not in memo:
             raise pickle.UnpicklingError(f"refers to an unknown object {index}")
-        self._push(self._memo[index])
+        self._stack.append(memo[index])
 
     def _put(self, index: int) -> None:
-        self._memo[index] = self._top()
+        self._memo[index] = self._stack[-1]
 
     # Names and calls.
 
@@ -187,32 +190,35 @@ class Machine:
         self._push(self._find(module, name))
 
     def _stack_global(self) -> None:
-        name, module = self._pop(), self._pop()
+        name, module = self._stack.pop(), self._stack.pop()
         if not (isinstance(module, str) and isinstance(name, str)):
             raise pickle.UnpicklingError(f"asks for {brief(module)}, {brief(name)}")
         self._push(self._find(module, name))
 
     def _persistent(self) -> None:
-        self._push(self._refer(self._pop()))
+        self._push(self._refer(self._stack.pop()))
 
     def _reduce(self) -> None:
-        arguments, function = self._pop(), self._pop()
+        arguments, function = self._stack.pop(), self._stack.pop()
         if type(function) is not Callee or type(arguments) is not tuple:
             raise pickle.UnpicklingError(f"calls {brief(function)}")
-        self._copies -= sum(
-            len(one)
-            for one in arguments
-            if isinstance(one, str | bytes | bytearray | list | tuple | dict | set)
-        )
-        if self._copies < 0:
-            raise pickle.UnpicklingError("copies more than it holds")
+        for one in arguments:
+            if isinstance(one, _SIZED):
+                self._spend(len(one))
+        if function.cost:
+            self._spend(function.cost)
         self._push(function(*arguments))
+
+    def _spend(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise pickle.UnpicklingError("makes more than it holds")
 
     def _build(self) -> None:
         """BUILD: only containers may be given a state, and it is not kept."""
-        self._pop()
-        if not isinstance(self._top(), WithState):
-            raise pickle.UnpicklingError(f"sets the state of {brief(self._top())}")
+        self._stack.pop()
+        if not isinstance(self._stack[-1], WithState):
+            raise pickle.UnpicklingError(f"sets the state of {brief(self._stack[-1])}")
 
 
 def checked_key(key: Any) -> Any:
@@ -221,19 +227,22 @@ def checked_key(key: Any) -> Any:
     Raises:
         pickle.UnpicklingError: It is not.
     """
-    if isinstance(key, tuple):
+    kind = type(key)
+    if kind in _QUICK:
+        return key
+    if kind is tuple:
         if len(key) > _MAX_TUPLE_KEY or any(isinstance(part, tuple) for part in key):
             raise pickle.UnpicklingError("has a tuple of tuples, or a long one, as key")
         return tuple(map(checked_key, key))
-    if type(key) is int and not -_MAX_INT_KEY <= key < _MAX_INT_KEY:
+    if kind is not int:
+        raise pickle.UnpicklingError(f"has {brief(key)} as key")
+    if not -_MAX_INT_KEY <= key < _MAX_INT_KEY:
         raise pickle.UnpicklingError("has an int of more than 64 bits as key")
-    if key is None or isinstance(key, str | bytes | int | float | complex | Callee):
-        return key
-    raise pickle.UnpicklingError(f"has {brief(key)} as key")
+    return key
 
 
 def _constant(value: Any) -> Callable[[Machine], None]:
-    return lambda machine: machine._push(value)
+    return lambda machine: machine._stack.append(value)
 
 
 def _unpacked(form: str) -> Callable[[Machine], None]:
@@ -261,14 +270,14 @@ _ACTIONS: dict[int, Callable[[Machine], Any]] = {
         (pickle.MARK, Machine._mark),
         (pickle.POP, Machine._discard),
         (pickle.POP_MARK, Machine._pop_mark),
-        (pickle.DUP, lambda m: m._push(m._top())),
+        (pickle.DUP, lambda m: m._push(m._stack[-1])),
         (pickle.NONE, _constant(None)),
         (pickle.NEWTRUE, _constant(True)),
         (pickle.NEWFALSE, _constant(False)),
         (pickle.INT, Machine._int_line),
         (pickle.LONG, Machine._int_line),
         (pickle.BININT, _unpacked("<i")),
-        (pickle.BININT1, _unpacked("<B")),
+        (pickle.BININT1, lambda m: m._stack.append(m._byte())),
         (pickle.BININT2, _unpacked("<H")),
         (pickle.LONG1, lambda m: m._long("<B")),
         (pickle.LONG4, lambda m: m._long("<I")),
@@ -288,26 +297,26 @@ _ACTIONS: dict[int, Callable[[Machine], Any]] = {
         (pickle.SHORT_BINBYTES, _bytes("<B", bytes)),
         (pickle.BINBYTES8, _bytes("<Q", bytes)),
         (pickle.BYTEARRAY8, _bytes("<Q", bytearray)),
-        (pickle.EMPTY_LIST, lambda m: m._push([])),
+        (pickle.EMPTY_LIST, lambda m: m._stack.append([])),
         (pickle.EMPTY_TUPLE, _constant(())),
-        (pickle.EMPTY_DICT, lambda m: m._push({})),
-        (pickle.EMPTY_SET, lambda m: m._push(set())),
+        (pickle.EMPTY_DICT, lambda m: m._stack.append({})),
+        (pickle.EMPTY_SET, lambda m: m._stack.append(set())),
         (pickle.LIST, lambda m: m._push(m._pop_mark())),
         (pickle.TUPLE, lambda m: m._push(tuple(m._pop_mark()))),
-        (pickle.TUPLE1, lambda m: m._tuple(1)),
+        (pickle.TUPLE1, Machine._tuple1),
         (pickle.TUPLE2, lambda m: m._tuple(2)),
         (pickle.TUPLE3, lambda m: m._tuple(3)),
         (pickle.DICT, Machine._dict),
-        (pickle.APPEND, lambda m: m._append([m._pop()])),
+        (pickle.APPEND, lambda m: m._append([m._stack.pop()])),
         (pickle.APPENDS, lambda m: m._append(m._pop_mark())),
         (pickle.SETITEM, Machine._set_item),
         (pickle.SETITEMS, lambda m: m._set_items(m._pop_mark())),
         (pickle.ADDITEMS, Machine._add_items),
         (pickle.GET, lambda m: m._get(int(m._line()))),
-        (pickle.BINGET, lambda m: m._get(m._number("<B"))),
+        (pickle.BINGET, lambda m: m._get(m._byte())),
         (pickle.LONG_BINGET, lambda m: m._get(m._number("<I"))),
         (pickle.PUT, lambda m: m._put(int(m._line()))),
-        (pickle.BINPUT, lambda m: m._put(m._number("<B"))),
+        (pickle.BINPUT, lambda m: m._put(m._byte())),
         (pickle.LONG_BINPUT, lambda m: m._put(m._number("<I"))),
         (pickle.MEMOIZE, lambda m: m._put(len(m._memo))),
         (pickle.GLOBAL, Machine._global),

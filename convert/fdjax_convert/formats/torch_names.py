@@ -24,6 +24,8 @@ _MAX_EXPANDED = 64 << 20
 # Bytes that a tensor may have beyond those of its storage. Axes of stride 0 repeat
 # values: published files have small ones, hostile ones fill any memory with them.
 
+_TENSOR_BYTES = 40  # torch takes about a hundred for a tensor with its key
+
 _STORAGES: dict[str, Any] = {
     "BoolStorage": np.bool_,
     "ByteStorage": np.uint8,
@@ -242,7 +244,10 @@ _CALLS: dict[str, Callable[..., Any]] = {
 
 
 def _allowed() -> dict[str, Callee]:
-    names = [Callee(name, call) for name, call in _CALLS.items()]
+    names = [
+        Callee(name, call, cost=_TENSOR_BYTES if "_rebuild" in name else 0)
+        for name, call in _CALLS.items()
+    ]
     names += [Callee(name) for name in _CONSTANTS]
     names += [
         Callee(f"{place}{kind}Tensor")

@@ -23,11 +23,13 @@ class Callee:
         name: The full name.
         call: What answers a call; None for what is a type or a constant only.
         dtype: The element type that it names; None for anything else.
+        cost: Bytes that a call takes in a file at least, with its arguments.
     """
 
     name: str
     call: Callable[..., Any] | None = None
     dtype: np.dtype | None = None
+    cost: int = 0
 
     def __call__(self, *arguments: Any) -> Any:
         """Answers a call; TypeError if it is none."""

@@ -5,6 +5,9 @@ from collections.abc import Collection, Sequence
 
 from fdjax_convert.formats.values import brief_text
 
+SUMMARIZED = 5000
+"""Keys that are looked at for a list of a few lines."""
+
 _MOST = 100  # problems in a message; all of them are in the error
 _LONGEST = 400  # letters of one
 _NUMBER = re.compile(r"(?<=[._/])([0-9]+)(?=[./]|$)")
