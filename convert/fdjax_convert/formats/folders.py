@@ -1,12 +1,12 @@
 """Which checkpoints a folder holds, and which files belong to one of them."""
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from fdjax.checkpoint.address import WEIGHT_SUFFIXES
 from fdjax.checkpoint.errors import CheckpointError
+from fdjax.config import strict_json
 from fdjax_convert.formats.values import brief, brief_text
 
 _BESIDE = re.compile(
@@ -115,9 +115,11 @@ def _check_there(path: Path, files: tuple[Path, ...]) -> None:
 def weight_map(path: Path) -> dict[str, str]:
     """Key -> file name, from a sharded index."""
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+        content = strict_json.parse(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is not valid JSON: {brief_text(str(error), 200)}"
+        ) from None
     names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{path} must hold a `weight_map` of key to file name")

@@ -269,7 +269,11 @@ class _Entry:
             if isinstance(value, dict) and not prefix and _BESIDE.fullmatch(text):
                 yield text, value
                 continue
-            yield from self._leaves(value, f"{prefix}.{text}" if prefix else text)
+            key = f"{prefix}.{text}" if prefix else text
+            if isinstance(value, LazyTensor) and len(key) <= _MAX_KEY:
+                yield key, value  # most are; it need not be asked what is in it
+            else:
+                yield from self._leaves(value, key)
 
     def choose_flat(self, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Of sets whose names are the first part of keys, the best."""
