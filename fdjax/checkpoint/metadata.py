@@ -202,6 +202,43 @@ def check_fit(
         )
 
 
+def check_label(
+    metadata: Metadata, params: PyTree, component: ParametricComponent, shapes: PyTree
+) -> None:
+    """Checks that parameters are those of the component by whose name they are saved.
+
+    Args:
+        metadata: Of the parameters.
+        params: The parameters.
+        component: The component.
+        shapes: Its own: `param_shapes()`.
+
+    Raises:
+        ValueError: They are not; says which part of them is.
+    """
+    wanted = describe(shapes)
+    problems = _differences(metadata, wanted)
+    if not problems:
+        return
+    parts = [
+        name
+        for name, part in params.items()
+        if isinstance(part, Mapping) and not _differences(describe(part), wanted)
+    ]
+    name = type(component).__name__
+    cure = (
+        f"give its part, params[{parts[0]!r}]"
+        if parts
+        else "give its own parameters, or save without component="
+    )
+    shown = "".join(f"\n  - {problem}" for problem in problems[:20])
+    more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
+    raise ValueError(
+        f"params must be those of the {name} that component= names; {cure}:"
+        f"{shown}{more}"
+    )
+
+
 def _differences(there: Metadata, here: Metadata) -> list[str]:
     """Paths that are missing, left over, or of another shape."""
     problems = []

@@ -169,6 +169,18 @@ def write_safetensors(
             progress(tensor.nbytes)
 
 
+def read_back(path: pathlib.Path, tensors: Mapping[str, Any]) -> None:
+    """Checks that a file holds tensors of these shapes and types, by its header.
+
+    Raises:
+        ValueError: It does not, or cannot be read.
+    """
+    found, _ = read_safetensors(path)
+    wanted = {key: (tuple(t.shape), np.dtype(t.dtype)) for key, t in tensors.items()}
+    if {key: (t.shape, t.dtype) for key, t in found.items()} != wanted:
+        raise ValueError("its tensors differ")
+
+
 def _explain(path: pathlib.Path, reason: str) -> str:
     """Says what is wrong with a file that the safetensors package refuses."""
     if "IncompleteBuffer" in reason or "incomplete metadata" in reason.lower():
