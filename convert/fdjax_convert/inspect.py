@@ -16,6 +16,7 @@ from fdjax_convert.rules.problems import SUMMARIZED, summarize
 from fdjax_convert.rules.rules import Layout
 from fdjax_convert.tables import layouts
 
+_LONGEST = 1000  # letters of a value
 _LINES = 12  # of keys that are listed at a place
 
 
@@ -156,7 +157,10 @@ def format_bytes(count: float) -> str:
 
 def _table(lines: Mapping[str, str]) -> str:
     width = max(map(len, lines))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+    return "\n".join(
+        f"{name:<{width}}  {brief_text(str(value), _LONGEST)}"
+        for name, value in lines.items()
+    )
 
 
 def _section(title: str, keys: Iterable[str]) -> str:

@@ -303,7 +303,7 @@ class _Entry:
             rest = [
                 key
                 for key in tensors
-                if not key.startswith(f"{name}.") and _strip(key) in inside
+                if not key.startswith(f"{name}.") and _twin(key, inside)
             ]
             if not rest and len(members) < len(tensors):
                 return tensors  # one component of several
@@ -320,7 +320,9 @@ class _Entry:
 
 
 def _twin(key: str, inside: Collection[str]) -> bool:
-    return _strip(key) in inside or _strip(key.partition(".")[2]) in inside
+    """Whether a key is one of those inside, under the name of another set."""
+    first, _, rest = key.partition(".")
+    return _strip(key) in inside or (rank(first) is not None and _strip(rest) in inside)
 
 
 def _key_text(name: Any) -> str:
