@@ -144,7 +144,10 @@ def _read_file_metadata(path: pathlib.Path) -> Metadata | None:
     header = safetensors_format.read_safetensors_header(path)
     stored = header.pop("__metadata__", {})
     if "fdjax" in stored:
-        return Metadata.from_json(stored["fdjax"])
+        metadata = Metadata.from_json(stored["fdjax"])
+        if metadata.shapes != {k: tuple(e["shape"]) for k, e in header.items()}:
+            raise ValueError("its shapes are not those of its tensors")
+        return metadata
     if not any("/" in name for name in header):
         return None
     # Written by other means, with our paths as keys.

@@ -18,6 +18,7 @@ from tests.convert import torch_files
 from tests.convert.load_test import OFFICIAL, make, save
 
 F8 = ml_dtypes.float8_e4m3fn
+ROWS = np.arange(1, 7, dtype=np.float32)
 X = np.linspace(-3, 3, 48, dtype=np.float32).reshape(6, 8)
 _NAMES = {
     np.dtype(F8): "F8_E4M3",
