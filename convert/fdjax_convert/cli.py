@@ -87,7 +87,7 @@ def _flags() -> flags.FlagValues:
         "wrapper",
         None,
         "Entry of a training checkpoint that holds the weights, e.g. generator_ema; "
-        "without it, the usual ones are tried.",
+        "without it, the usual ones are tried, averaged weights (EMA) first.",
         **options,
     )
     flags.DEFINE_string(
