@@ -67,10 +67,13 @@ def _twice_in_tuple(get: bytes) -> bytes:
 
 def pickles() -> dict[str, bytes]:
     """Hostile pickles by what they do."""
+    return _shared_and_deep() | _numbers() | _many()
+
+
+def _shared_and_deep() -> dict[str, bytes]:
+    """Containers that stand in many places, or in each other."""
     tensor = b"}" + _text("w") + _TENSOR + b"s"
     wide = b"\x80\x02}(" + b"".join(_text(f"k{n}") + b"N" for n in range(60_000)) + b"u"
-    big_list = b"\x80\x02](" + b"K\x01" * 200_000 + b"eq\x000"
-    big_text = b"\x80\x02" + _text("x" * 300_000) + b"q\x000"
     deep = b"\x80\x02" + b"]" * 400_000 + b"a" * 399_999 + b"."
     head = b"\x80\x02}q\x00"
     return {
@@ -102,6 +105,12 @@ def pickles() -> dict[str, bytes]:
             lambda n: pickle.BINUNICODE + b"\1\0\0\0a}",
             b".",
         ),
+    }
+
+
+def _numbers() -> dict[str, bytes]:
+    """Numbers that ask for more than there is, or take long."""
+    return {
         "memo index": b"\x80\x02K\x01r" + _long(1 << 28) + b".",
         "memo index of text": b"\x80\x02K\x01p4294967295\n.",
         "bytes of 2**62": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62) + b"x.",
@@ -122,6 +131,14 @@ def pickles() -> dict[str, bytes]:
             ),
             b"u.",
         ),
+    }
+
+
+def _many() -> dict[str, bytes]:
+    """As many objects, or copies of them, as a megabyte can ask for."""
+    big_list = b"\x80\x02](" + b"K\x01" * 200_000 + b"eq\x000"
+    big_text = b"\x80\x02" + _text("x" * 300_000) + b"q\x000"
+    return {
         "copies of a list": _fill(
             big_list + b"](", b"cbuiltins\nset\nh\x00\x85R", b"e."
         ),
@@ -156,7 +173,7 @@ def pickles() -> dict[str, bytes]:
         + b"u"
         + b"s" * 60
         + b".",
-        "huge shape": head
+        "huge shape": b"\x80\x02}q\x00"
         + _text("w")
         + _TENSOR.replace(b"K\x04K\x06\x86K\x06K\x01\x86", _expanded())
         + b"s.",

@@ -146,6 +146,19 @@ def test_of_two_sets_the_averaged_one_is_taken_and_it_is_said(
     )
 
 
+def test_a_named_wrapper_is_entered_to_the_weights(tmp_path, tensors):
+    beside = {"step": np.ones((), np.float32), "optimizer": OPTIMIZER}
+    run = {**beside, "model": tensors | beside}
+    path = torch_files.save(tmp_path / "a.pt", {"run.1": run, "run.2": run, "x": X})
+    opened = readers.open_checkpoint(path, "run.2")
+    assert opened.wrapper == ("run.2", "model")
+    assert set(opened.tensors) == set(tensors)
+    assert readers.open_checkpoint(path, "run.1.model").wrapper == ("run.1", "model")
+    for wrapper in ("run.3", "x", "run.1.modell", "."):
+        with pytest.raises(CheckpointError, match="has no entry"):
+            readers.open_checkpoint(path, wrapper)
+
+
 def test_averages_whose_names_have_lost_their_dots_are_left_out(
     tmp_path, tensors, expected
 ):

@@ -103,7 +103,7 @@ def find_weights(path: Path, content: Any, wrapper: str | None = None) -> Weight
     survey = Survey(path, content)
     entry = _Entry(path, survey, content)
     if wrapper:
-        tensors = entry.take(wrapper)
+        tensors = _drop_loose(entry.take(wrapper), entry.skipped)
     else:
         entry.descend()
         tensors = entry.choose_flat(_drop_loose(entry.flatten(), entry.skipped))
@@ -169,6 +169,8 @@ class _Entry:
                 break
             self._enter(name)
             rest = rest[len(name) + 1 :]
+        if not rest:
+            self.descend()
         tensors = self.flatten()
         if rest:  # levels that were joined by dots
             members = [key for key in tensors if key.startswith(f"{rest}.")]
