@@ -42,6 +42,13 @@ def pytest_addoption(parser):
         action="store_true",
         help="print the worst error of each file of parity tests; with -v of each test",
     )
+    parser.addoption(
+        "--robustness-examples",
+        type=int,
+        default=0,
+        metavar="N",
+        help="examples of each fuzz test, random; without it a few, always the same",
+    )
 
     parser.addoption(
         "--robustness-trials",

@@ -87,7 +87,7 @@ def _flags() -> flags.FlagValues:
         "wrapper",
         None,
         "Entry of a training checkpoint that holds the weights, e.g. generator_ema; "
-        "without it, the usual ones are tried.",
+        "without it, the usual ones are tried, averaged weights (EMA) first.",
         **options,
     )
     flags.DEFINE_string(
@@ -138,7 +138,7 @@ def _convert(source: str, destination: str, values: flags.FlagValues) -> None:
     from fdjax_convert import convert as load
     from fdjax_convert import methods
 
-    target = Path(destination).expanduser()
+    target = _target(destination)
     _check_free(target, values.overwrite)
     if target.suffix in (".safetensors", ".pt", ".pth", ".ckpt"):
         raise ValueError(
@@ -162,7 +162,7 @@ def _convert(source: str, destination: str, values: flags.FlagValues) -> None:
 def _to_torch(source: str, destination: str, values: flags.FlagValues) -> None:
     from fdjax_convert import convert as load
 
-    target = Path(destination).expanduser()
+    target = _target(destination)
     _check_free(target, values.overwrite)
     start = time.perf_counter()
     size, note = load.write_torch(
@@ -170,6 +170,16 @@ def _to_torch(source: str, destination: str, values: flags.FlagValues) -> None:
     )
     seconds = time.perf_counter() - start
     print(f"{note}: {size / 1e9:.2f} GB in {seconds:.1f} s, written to {target}")
+
+
+def _target(destination: str) -> Path:
+    try:
+        return Path(destination).expanduser()
+    except RuntimeError:  # ~name, without such a user
+        raise ValueError(
+            f"{destination}: there is no such user; write ./{destination} for a file "
+            "of that name"
+        ) from None
 
 
 def _check_free(path: Path, overwrite: bool) -> None:

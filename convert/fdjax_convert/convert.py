@@ -58,6 +58,7 @@ def load_params(
     shardings = placement.leaf_shardings(shapes, sharding)
     opened = recognise.find(path, component.architecture)
     layout, conversion = recognise.match(opened, component)
+    recognise.tell_choice(opened)
     title = recognise.describe(layout, opened.tensors)
     try:
         with _progress_bar(title, conversion.source_bytes) as bar:
@@ -108,6 +109,8 @@ def convert(
     else:
         opened = readers.open_checkpoint(path, wrapper)
     component = _choose(opened, components, layout)
+    opened = recognise.select(opened, component.architecture)
+    recognise.tell_choice(opened)
     found, conversion = recognise.match(opened, component, layout=layout, dtype=dtype)
     return write(opened, found, conversion, destination, component, overwrite=overwrite)
 
@@ -118,7 +121,7 @@ def _choose(
     """The first component that a checkpoint fits; the only one is returned as it is."""
     if len(components) == 1:
         return components[0].component
-    found = {one.architecture for one in layouts.detect(opened.tensors)}
+    found = {p.layout.architecture for p in layouts.parts(opened.tensors)}
     fitting = [one for one in components if one.component.architecture in found]
     kinds = {one.component.architecture: one.name for one in fitting}
     if len(kinds) > 1:
@@ -129,8 +132,9 @@ def _choose(
         )
     has: dict[str, str] = {}
     for one in fitting:
+        part = recognise.select(opened, one.component.architecture)
         try:
-            recognise.match(opened, one.component, layout=layout)
+            recognise.match(part, one.component, layout=layout)
         except ConversionError:
             table = layouts.layouts(one.component.architecture)[0]
             shapes = checkpoints.param_shapes(one.component)
@@ -141,7 +145,8 @@ def _choose(
     for name, method in has.items():
         if is_now.startswith(name):  # the right size: say what is wrong with it
             [wrong] = [one for one in fitting if one.method == method]
-            recognise.match(opened, wrong.component, layout=layout)
+            part = recognise.select(opened, wrong.component.architecture)
+            recognise.match(part, wrong.component, layout=layout)
     known = ", ".join(f"{name} ({method})" for name, method in has.items())
     raise CheckpointError(
         f"{opened.path} is {is_now}; no installed method has such a component"

@@ -14,10 +14,12 @@ import numpy as np
 from flax import traverse_util
 
 from fdjax.axes import PyTree
-from fdjax.config import to_json
+from fdjax.checkpoint.tensors import QUANTISED, is_float
+from fdjax.config import strict_json, to_json
 from fdjax.contract.component import ParametricComponent
 
 _FORMAT = 1
+_MAX_AXES = 64  # as many as numpy has
 _IGNORED_FIELDS = (
     "checkpoint_path",
     "tokenizer_path",
@@ -80,14 +82,50 @@ class Metadata:
     @classmethod
     def from_json(cls, text: str) -> "Metadata":
         """Reads what `to_json` wrote; raises ValueError if it is something else."""
-        tree = json.loads(text)
+        tree = strict_json.parse(text)
         if not isinstance(tree, dict) or tree.get("format") != _FORMAT:
             found = tree.get("format") if isinstance(tree, dict) else tree
-            raise ValueError(f"its format must be {_FORMAT}, is {found!r}")
+            raise ValueError(f"its format must be {_FORMAT}, is {str(found)[:80]}")
         names = [field.name for field in dataclasses.fields(cls)]
+        if missing := [name for name in names if name not in tree]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
         values = {name: tree[name] for name in names}
-        values["shapes"] = {key: tuple(s) for key, s in values["shapes"].items()}
+        for name in ("shapes", "dtypes", "source", "files"):
+            if not isinstance(values[name], dict):
+                raise ValueError(f"its {name} must be an object by name")
+        if not isinstance(values["architecture"], str):
+            raise ValueError("its architecture must be a text")
+        values["shapes"] = _checked_shapes(values["shapes"])
+        _check_dtypes(values["dtypes"], values["shapes"])
+        if not all(_is_count(length) for length in values["files"].values()):
+            raise ValueError("its files must be lengths in bytes by name")
         return cls(**values)
+
+
+def _checked_shapes(shapes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    for path, shape in shapes.items():
+        fits = isinstance(shape, list) and len(shape) <= _MAX_AXES
+        if not fits or not all(map(_is_count, shape)):
+            raise ValueError(
+                f"the shape of {path[:80]} must be sizes, is {str(shape)[:80]}"
+            )
+    return {path: tuple(shape) for path, shape in shapes.items()}
+
+
+def _check_dtypes(dtypes: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
+    if dtypes.keys() != shapes.keys():
+        raise ValueError("its dtypes must name what its shapes name")
+    for path, name in dtypes.items():
+        try:
+            known = isinstance(name, str) and str(jax.numpy.dtype(name)) == name
+        except TypeError:
+            known = False
+        if not known or name in ("object", "str") or "[" in name:
+            raise ValueError(f"{path[:80]} has the unknown dtype {str(name)[:80]}")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def weights_hash(metadata: Metadata) -> str:
@@ -164,6 +202,43 @@ def check_fit(
         )
 
 
+def check_label(
+    metadata: Metadata, params: PyTree, component: ParametricComponent, shapes: PyTree
+) -> None:
+    """Checks that parameters are those of the component by whose name they are saved.
+
+    Args:
+        metadata: Of the parameters.
+        params: The parameters.
+        component: The component.
+        shapes: Its own: `param_shapes()`.
+
+    Raises:
+        ValueError: They are not; says which part of them is.
+    """
+    wanted = describe(shapes)
+    problems = _differences(metadata, wanted)
+    if not problems:
+        return
+    parts = [
+        name
+        for name, part in params.items()
+        if isinstance(part, Mapping) and not _differences(describe(part), wanted)
+    ]
+    name = type(component).__name__
+    cure = (
+        f"give its part, params[{parts[0]!r}]"
+        if parts
+        else "give its own parameters, or save without component="
+    )
+    shown = "".join(f"\n  - {problem}" for problem in problems[:20])
+    more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
+    raise ValueError(
+        f"params must be those of the {name} that component= names; {cure}:"
+        f"{shown}{more}"
+    )
+
+
 def _differences(there: Metadata, here: Metadata) -> list[str]:
     """Paths that are missing, left over, or of another shape."""
     problems = []
@@ -173,6 +248,8 @@ def _differences(there: Metadata, here: Metadata) -> list[str]:
         elif there.shapes[name] != shape:
             found = list(there.shapes[name])
             problems.append(f"{name} is {found} there, {list(shape)} here")
+        elif is_float(here.dtypes[name]) and not is_float(there.dtypes[name]):
+            problems.append(f"{name} holds {there.dtypes[name]}, {QUANTISED}")
     left = [name for name in there.shapes if name not in here.shapes]
     return problems + [f"{name} is there, but not wanted" for name in left]
 

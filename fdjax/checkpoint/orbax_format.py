@@ -1,8 +1,11 @@
 """Parameters as an orbax directory: written and read leaf by leaf."""
 
+import contextlib
 import inspect
 import pathlib
-from collections.abc import Callable, Mapping
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +22,10 @@ _BATCH_BYTES = 64 << 20  # of neighbours that are read together
 
 _RESTORE_GB = 16  # more than any single array, less than the hosts of large models
 
+_ODD = re.compile("[][*?\\\\\ud800-\udfff]")
+# Letters that mean something else to orbax, which looks for files by patterns, and to
+# tensorstore, which takes a backslash for a slash and wants UTF-8.
+
 
 def write_orbax(path: pathlib.Path, params: PyTree) -> None:
     """Writes a tree of arrays and `LazyTensor`s; `path` must not exist."""
@@ -33,8 +40,55 @@ def write_orbax(path: pathlib.Path, params: PyTree) -> None:
     # Weights hardly compress, and reading them back is what users wait for.
     options = _accepted(ocp.PyTreeCheckpointHandler.__init__, use_compression=False)
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, **options)
-    with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(path.absolute(), ocp.args.PyTreeSave(params))
+    with _plain(path) as plain, ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(plain, ocp.args.PyTreeSave(params))
+
+
+def read_back(path: pathlib.Path, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    """Checks that a directory holds these arrays, and reads the smallest of them.
+
+    A path or a format that cannot be read shows in any array; single values that the
+    disk loses are its own to report. Names, shapes and types take a millisecond an
+    array, values as long as writing did.
+
+    Raises:
+        ValueError: It holds others; other errors of orbax, if it cannot be read.
+    """
+    from flax import traverse_util
+
+    with _plain(path) as plain, _reader() as checkpointer:
+        tree = checkpointer.metadata(plain)
+        tree = getattr(getattr(tree, "item_metadata", tree), "tree", tree)
+    flat = traverse_util.flatten_dict(tree, sep="/")
+    found = {name: (tuple(a.shape), np.dtype(a.dtype)) for name, a in flat.items()}
+    wanted = {name: (leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
+    if found != wanted:
+        wrong = sorted(set(found.items()) ^ set(wanted.items()))
+        raise ValueError(f"{len(wrong)} arrays differ, such as {wrong[0][0]}")
+    if leaves:
+        name = min(leaves, key=lambda name: leaves[name].size)
+        array = OrbaxReader(path, {name: leaves[name]}).read(name)
+        if (array.shape, array.dtype) != wanted[name]:
+            raise ValueError(f"{name} is {array.dtype}{list(array.shape)}")
+
+
+def _reader(**options: Any) -> Any:
+    import orbax.checkpoint as ocp
+
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options))
+
+
+@contextlib.contextmanager
+def _plain(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A path to the same directory without odd letters: by a link, if need be."""
+    path = path.absolute()
+    if not _ODD.search(str(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="fdjax-") as folder:
+        link = pathlib.Path(folder) / "parent"
+        link.symlink_to(path.parent, target_is_directory=True)
+        yield link / path.name
 
 
 def read_orbax(path: pathlib.Path, target: PyTree) -> PyTree:
@@ -48,9 +102,9 @@ def read_orbax(path: pathlib.Path, target: PyTree) -> PyTree:
     options = _accepted(
         ocp.PyTreeCheckpointHandler.__init__, restore_concurrent_gb=_RESTORE_GB
     )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options)) as checkpointer:
+    with _plain(path) as plain, _reader(**options) as checkpointer:
         return checkpointer.restore(
-            path.absolute(),
+            plain,
             ocp.args.PyTreeRestore(item=target, restore_args=arguments),
         )
 
@@ -65,12 +119,9 @@ class OrbaxReader:
     """
 
     def __init__(self, path: pathlib.Path, leaves: Mapping[str, jax.ShapeDtypeStruct]):
-        import orbax.checkpoint as ocp
-
         self._path, self._leaves = path.absolute(), leaves
         self._names = list(leaves)
         self._batch: dict[str, np.ndarray] = {}
-        self._checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
 
     def read(self, name: str) -> np.ndarray:
         """One array; the last few stay in memory."""
@@ -96,16 +147,16 @@ class OrbaxReader:
             )
             for name in names
         }
-        restored = self._checkpointer.restore(
-            self._path,
-            ocp.args.PyTreeRestore(
-                item=traverse_util.unflatten_dict(
-                    {name: self._leaves[name] for name in names}, sep="/"
+        item = {name: self._leaves[name] for name in names}
+        with _plain(self._path) as plain, _reader() as checkpointer:
+            restored = checkpointer.restore(
+                plain,
+                ocp.args.PyTreeRestore(
+                    item=traverse_util.unflatten_dict(item, sep="/"),
+                    restore_args=traverse_util.unflatten_dict(arguments, sep="/"),
+                    partial_restore=True,
                 ),
-                restore_args=traverse_util.unflatten_dict(arguments, sep="/"),
-                partial_restore=True,
-            ),
-        )
+            )
         return traverse_util.flatten_dict(restored, sep="/")
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from fdjax.checkpoint.errors import CheckpointError
 from fdjax.checkpoint.mapped import MappedFile
 from fdjax.checkpoint.tensors import LazyTensor, as_lazy, contiguous
+from fdjax.config import strict_json
 
 DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -60,17 +61,20 @@ def read_safetensors(
         with safetensors.safe_open(path, framework="numpy"):
             pass
     except safetensors.SafetensorError as error:
-        raise CheckpointError(_explain(path, str(error))) from None
+        raise CheckpointError(_explain(path, str(error)[:200])) from None
     file = MappedFile(path)
     length = int.from_bytes(file.bytes(0, 8), "little")
-    header: dict[str, Any] = json.loads(file.bytes(8, length))
+    try:
+        header = _checked_header(strict_json.parse(file.bytes(8, length)))
+    except ValueError as error:
+        raise CheckpointError(_explain(path, f"its header: {error}")) from None
     metadata = header.pop("__metadata__", {})
     tensors = {}
     for key, entry in header.items():
         dtype = DTYPES.get(entry["dtype"])
         if dtype is None:
             raise CheckpointError(
-                f"{path}: {key} has type {entry['dtype']}, must be one of "
+                f"{path}: {key[:80]} has type {entry['dtype'][:80]}, must be one of "
                 + ", ".join(DTYPES)
             )
         start = 8 + length + entry["data_offsets"][0]
@@ -84,11 +88,41 @@ def read_safetensors_header(path: pathlib.Path) -> dict[str, Any]:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(path.stat().st_size - 8, _MAX_HEADER):
             return {}
+        start = file.read(1)
+        if start != b"{":
+            return {}
         try:
-            header = json.loads(file.read(length))
+            return _checked_header(strict_json.parse(start + file.read(length - 1)))
         except ValueError:
             return {}
-    return header if isinstance(header, dict) else {}
+
+
+def _checked_header(header: Any) -> dict[str, Any]:
+    """A header whose entries have the form that the format gives them.
+
+    Raises:
+        ValueError: One has not.
+    """
+    if not isinstance(header, dict):
+        raise ValueError("it must be an object")
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
+        raise ValueError("its __metadata__ must be texts by name")
+    for key, entry in header.items():
+        if key == "__metadata__":
+            continue
+        match entry:
+            case {"dtype": str(), "shape": list() as shape, "data_offsets": [a, b]}:
+                numbers = (a, b, *shape)
+            case _:
+                raise ValueError(f"{key[:80]} must have dtype, shape and data_offsets")
+        if any(type(n) is not int or not 0 <= n < 1 << 63 for n in numbers):
+            raise ValueError(
+                f"{key[:80]} must have sizes and offsets that are integers"
+            )
+    return header
 
 
 def write_safetensors(
@@ -133,6 +167,18 @@ def write_safetensors(
             file.write(array.reshape(-1).view(np.uint8).data)
             tensor.release()
             progress(tensor.nbytes)
+
+
+def read_back(path: pathlib.Path, tensors: Mapping[str, Any]) -> None:
+    """Checks that a file holds tensors of these shapes and types, by its header.
+
+    Raises:
+        ValueError: It does not, or cannot be read.
+    """
+    found, _ = read_safetensors(path)
+    wanted = {key: (tuple(t.shape), np.dtype(t.dtype)) for key, t in tensors.items()}
+    if {key: (t.shape, t.dtype) for key, t in found.items()} != wanted:
+        raise ValueError("its tensors differ")
 
 
 def _explain(path: pathlib.Path, reason: str) -> str:

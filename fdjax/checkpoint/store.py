@@ -24,7 +24,7 @@ from fdjax.checkpoint import (
     safetensors_format,
     temporary,
 )
-from fdjax.checkpoint.metadata import Metadata, check_fit, describe
+from fdjax.checkpoint.metadata import Metadata, check_fit, check_label, describe
 from fdjax.checkpoint.tensors import LazyTensor, as_lazy
 from fdjax.contract.component import ParametricComponent
 from fdjax.sharding import Placement
@@ -43,13 +43,13 @@ def save(
     source: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
     overwrite: bool = False,
 ) -> Metadata:
-    """Writes parameters; they appear at `path` whole or not at all.
+    """Writes parameters; they appear at `path` whole, read back, or not at all.
 
     Args:
         path: A directory to make (orbax), or a file that ends in `.safetensors`.
         params: Nested dict of arrays, or of `LazyTensor`s, which are made one after the
             other.
-        component: Gives architecture and config.
+        component: Gives architecture and config; `params` must be its own.
         architecture: Which network it is, without a component.
         config: Its config, or the JSON tree of one.
         source: What converted parameters come from; or a function that is called when
@@ -59,12 +59,16 @@ def save(
     Raises:
         FileExistsError: There is something at `path`.
         OSError: The disk is full.
+        ValueError: The parameters are not those of the component, or what was written
+            cannot be read back.
     """
     path = pathlib.Path(os.path.expanduser(path)).absolute()
     temporary.settle(path)
     if component is not None:
         architecture, config = component.architecture, component.config
     metadata = describe(params, architecture=architecture, config=config)
+    if component is not None:
+        check_label(metadata, params, component, param_shapes(component))
     files.check_free_space(path, metadata.num_bytes)
     if os.path.lexists(path) and not overwrite:
         raise FileExistsError(f"{path} exists; remove it or choose another path.")
@@ -80,6 +84,7 @@ def save(
                     files=files.file_lengths(partial),
                 )
                 (partial / _METADATA).write_text(metadata.to_json(), encoding="utf-8")
+                _read_back(partial, metadata, path)
     return metadata
 
 
@@ -96,7 +101,33 @@ def _save_file(
         safetensors_format.write_safetensors(
             place, flat, {"format": "fdjax", "fdjax": metadata.to_json()}
         )
+        _read_back(place, metadata, path)
     return metadata
+
+
+def _read_back(path: pathlib.Path, metadata: Metadata, target: pathlib.Path) -> None:
+    """Checks that what is at `path`, later at `target`, is what was to be written.
+
+    Raises:
+        ValueError: It cannot be read, or is something else.
+    """
+    leaves = traverse_util.flatten_dict(_stored_shapes(metadata), sep="/")
+    try:
+        if path.is_dir():
+            orbax_format.read_back(path / _PARAMS, leaves)
+        else:
+            safetensors_format.read_back(path, leaves)
+        found = read_metadata(path)
+        if found is None or found.to_json() != metadata.to_json():
+            raise ValueError("the metadata differs")
+    except MemoryError:
+        raise
+    except Exception as error:  # orbax and tensorstore have many
+        reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
+        raise ValueError(
+            f"{target} cannot be read back as it was written, nothing was kept "
+            f"({reason}); choose another path"
+        ) from error
 
 
 def read_metadata(path: str | os.PathLike) -> Metadata | None:
@@ -121,15 +152,21 @@ def _read_file_metadata(path: pathlib.Path) -> Metadata | None:
     header = safetensors_format.read_safetensors_header(path)
     stored = header.pop("__metadata__", {})
     if "fdjax" in stored:
-        return Metadata.from_json(stored["fdjax"])
+        metadata = Metadata.from_json(stored["fdjax"])
+        if metadata.shapes != {k: tuple(e["shape"]) for k, e in header.items()}:
+            raise ValueError("its shapes are not those of its tensors")
+        return metadata
     if not any("/" in name for name in header):
         return None
     # Written by other means, with our paths as keys.
+    for name, entry in header.items():
+        if entry["dtype"] not in safetensors_format.DTYPES:
+            raise ValueError(f"{name[:80]} has the unknown type {entry['dtype'][:80]}")
     return Metadata(
         architecture="",
         shapes={name: tuple(entry["shape"]) for name, entry in header.items()},
         dtypes={
-            name: str(safetensors_format.DTYPES.get(entry["dtype"], entry["dtype"]))
+            name: str(safetensors_format.DTYPES[entry["dtype"]])
             for name, entry in header.items()
         },
     )

@@ -21,6 +21,12 @@ _EXPONENT_BITS: dict[np.dtype, tuple[Any, int]] = {
     np.dtype(np.float64): (np.uint64, 0x7FF0000000000000),
 }
 
+QUANTISED = (
+    "must be floating: this is a quantised checkpoint, or another file; take the "
+    "published float weights"
+)
+"""What is said of integers, booleans and complex numbers in the place of floats."""
+
 
 def _nothing() -> None:
     pass

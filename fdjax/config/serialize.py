@@ -16,8 +16,10 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from fdjax.config import base
+from fdjax.config import base, strict_json
 from fdjax.config import values as config_values
+
+_MAX_TEXT = 120  # letters of a value in a message
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class KnownClasses:
             ValueError: There is none, or its package is not allowed.
         """
         if not isinstance(name, str):
-            raise ValueError(f"a class is named by a text, got {name!r}")
+            raise ValueError(f"a class is named by a text, got {name!r:.{_MAX_TEXT}}")
         module, colon, qualified_name = name.partition(":")
         if not colon:
             if name not in self.names:
@@ -117,13 +119,14 @@ def from_json(text: str, *, classes: KnownClasses) -> Any:
     of the packages that `classes` allows.
 
     Raises:
-        ValueError: It is no JSON, or names a class that is not allowed.
+        ValueError: It is no JSON, is nested too deeply, or names a class that is not
+            allowed.
         KeyError: It names a field that does not exist.
         TypeError: A value has the wrong type.
     """
     try:
-        tree = json.loads(text)
-    except json.JSONDecodeError as error:
+        tree = strict_json.parse(text)
+    except ValueError as error:
         raise ValueError(f"A config must be JSON, but {error}.") from None
     if not (isinstance(tree, dict) and "_class" in tree):
         raise ValueError('A config must be a JSON object with the key "_class".')
@@ -252,9 +255,14 @@ class _Decoder:
         }
         if len(tree) != 1 or next(iter(tree)) not in kinds:
             raise ValueError(
-                f"{path} must be a config or one of {sorted(kinds)}, got {tree}."
+                f"{path} must be a config or one of {sorted(kinds)}, got "
+                f"{str(tree)[:_MAX_TEXT]}."
             )
         [(kind, text)] = tree.items()
+        if not isinstance(text, str):
+            raise ValueError(
+                f"{path}: {kind} must be a text, got {text!r:.{_MAX_TEXT}}"
+            )
         try:
             return kinds[kind](text)
         except (TypeError, ValueError) as error:
@@ -285,14 +293,14 @@ class _Decoder:
             error.add_note(f"in {path}")
             raise
 
-    def _component(self, name: Any) -> type:
+    def _component(self, name: str) -> type:
         found = self.classes.find(name)
         if not issubclass(found, base.Component):
             raise ValueError(f"{name!r} is not the class of a component")
         return found
 
-    def _enum(self, name: Any) -> enum.Enum:
-        kind, _, member = str(name).rpartition(".")
+    def _enum(self, name: str) -> enum.Enum:
+        kind, _, member = name.rpartition(".")
         found = self.classes.find(kind)
         if not (issubclass(found, enum.Enum) and member in found.__members__):
             raise ValueError(f"{name!r} is not a member of an enum")

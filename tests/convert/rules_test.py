@@ -133,7 +133,9 @@ def test_round_trip_is_byte_identical(dtype):
 
 def test_dtype_is_cast_on_request_only():
     source = make_checkpoint() | {"embed.bias": np.arange(6)}
-    params = rules.convert(source, RULES, make_target(), dtype=ml_dtypes.bfloat16)
+    target = make_target()
+    target["embed"]["bias"] = jax.ShapeDtypeStruct((6,), np.int64)
+    params = rules.convert(source, RULES, target, dtype=ml_dtypes.bfloat16)
     assert params["head"]["kernel"].dtype == ml_dtypes.bfloat16
     assert params["embed"]["bias"].dtype == np.int64
     expected = source["blocks.0.ffn.0.weight"].T.astype(ml_dtypes.bfloat16)

@@ -101,6 +101,8 @@ def save(path: Path, content: Any) -> Path:
     def replace(value):
         if isinstance(value, dict):
             return {key: replace(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [replace(inner) for inner in value]
         if isinstance(value, np.ndarray):
             key = str(len(storages))
             storages[key] = value

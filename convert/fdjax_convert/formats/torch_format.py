@@ -3,25 +3,25 @@
 The zip format of torch >= 1.6 (torch/serialization.py, `_save`): `<name>/data.pkl` is
 a pickle in which storages are persistent ids `("storage", type, key, device, count)`,
 and `<name>/data/<key>` holds the bytes of each. The pickle may name only what stands
-in `_ALLOWED`; every name is answered by a stand-in of this module, so no code of the
-file's choice is ever imported or called. Storages are mapped, not read.
+in `torch_names`; every name is answered by a stand-in, so no code of the file's choice
+is ever imported or called. Storages are mapped, not read.
 """
 
 import _compat_pickle
-import codecs
-import io
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from fdjax.checkpoint.errors import CheckpointError
-from fdjax.checkpoint.mapped import MappedFile, c_strides
-from fdjax.checkpoint.tensors import LazyTensor
+from fdjax.checkpoint.mapped import MappedFile
+from fdjax_convert.formats.pickle_machine import Machine
+from fdjax_convert.formats.torch_names import ALLOWED, Storage
+from fdjax_convert.formats.values import Callee, brief, brief_text
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """First bytes of the format before 1.6: MAGIC_NUMBER of torch/serialization.py."""
@@ -32,213 +32,6 @@ RESAVE = (
 )
 
 _MAX_PICKLE = 1 << 28  # bytes; structure and names only, real ones stay below 1 MB
-
-_STORAGES = {
-    "BoolStorage": np.bool_,
-    "ByteStorage": np.uint8,
-    "CharStorage": np.int8,
-    "ShortStorage": np.int16,
-    "IntStorage": np.int32,
-    "LongStorage": np.int64,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "FloatStorage": np.float32,
-    "DoubleStorage": np.float64,
-    "ComplexFloatStorage": np.complex64,
-    "ComplexDoubleStorage": np.complex128,
-    "UntypedStorage": np.uint8,
-}
-
-_DTYPES = {
-    "bool": np.bool_,
-    "uint8": np.uint8,
-    "uint16": np.uint16,
-    "uint32": np.uint32,
-    "uint64": np.uint64,
-    "int8": np.int8,
-    "int16": np.int16,
-    "int32": np.int32,
-    "int64": np.int64,
-    "float16": np.float16,
-    "bfloat16": ml_dtypes.bfloat16,
-    "float32": np.float32,
-    "float64": np.float64,
-    "complex64": np.complex64,
-    "complex128": np.complex128,
-    "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
-    "float8_e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
-    "float8_e5m2": ml_dtypes.float8_e5m2,
-    "float8_e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
-    "float8_e8m0fnu": ml_dtypes.float8_e8m0fnu,
-}
-
-
-class _Name:
-    """A stand-in for a name in the pickle: nothing can be done with it but call it."""
-
-    __slots__ = ("_call", "_name", "dtype")
-    _call: Callable[..., Any] | None
-    _name: str
-    dtype: np.dtype | None
-
-    def __init__(
-        self,
-        name: str,
-        call: Callable[..., Any] | None = None,
-        dtype: np.dtype | None = None,
-    ):
-        object.__setattr__(self, "_name", name)
-        object.__setattr__(self, "_call", call)
-        object.__setattr__(self, "dtype", dtype)
-
-    def __setattr__(self, attribute: str, value: Any) -> NoReturn:
-        raise pickle.UnpicklingError(f"sets an attribute of {self._name}")
-
-    def __call__(self, *args: Any) -> Any:
-        if self._call is None:
-            raise pickle.UnpicklingError(f"calls {self._name}, which is a type only")
-        return self._call(*args)
-
-
-class _Dict(dict):
-    """Stands for OrderedDict: its attributes (`_metadata` of a state dict) are lost."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        del state
-
-
-class _Storage:
-    """A storage: where its bytes are."""
-
-    __slots__ = ("dtype", "file", "length", "start")
-
-    def __init__(self, file: MappedFile, start: int, length: int, dtype: np.dtype):
-        self.file, self.start, self.length, self.dtype = file, start, length, dtype
-
-
-def _rebuild_tensor(
-    storage: Any, offset: Any, size: Any, stride: Any, *rest: Any
-) -> LazyTensor:
-    """`torch._utils._rebuild_tensor` and `_v2`: a strided view of a storage."""
-    # _v2: requires_grad, backward hooks, metadata. A negated or conjugated tensor
-    # keeps the plain values in its storage and a flag in the metadata.
-    if len(rest) > 2 and rest[2]:
-        raise pickle.UnpicklingError(f"holds a tensor with the flags {rest[2]}")
-    return _view(storage, storage, offset, size, stride)
-
-
-def _rebuild_tensor_v3(
-    storage: Any,
-    offset: Any,
-    size: Any,
-    stride: Any,
-    requires_grad: Any,
-    hooks: Any,
-    dtype: Any,
-    metadata: Any = None,
-) -> LazyTensor:
-    """`torch._utils._rebuild_tensor_v3`: the view has a dtype of its own."""
-    if metadata:
-        raise pickle.UnpicklingError(f"holds a tensor with the flags {metadata}")
-    return _view(storage, dtype, offset, size, stride)
-
-
-def _view(storage: Any, typed: Any, offset: Any, size: Any, stride: Any) -> LazyTensor:
-    dtype = getattr(typed, "dtype", None)
-    numbers = (offset, *size, *stride)
-    if (
-        not isinstance(storage, _Storage)
-        or not isinstance(dtype, np.dtype)
-        or len(size) != len(stride)
-        or any(type(number) is not int or number < 0 for number in numbers)
-    ):
-        raise pickle.UnpicklingError(f"holds a tensor of {size=}, {stride=}, {offset=}")
-    last = sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    end = 0 if 0 in size else (offset + last + 1) * dtype.itemsize
-    if end > storage.length:
-        raise pickle.UnpicklingError(
-            f"holds a tensor that ends at byte {end} of a storage of {storage.length}"
-        )
-    contiguous = tuple(stride) == c_strides(size)
-    start = storage.start + (0 if 0 in size else offset * dtype.itemsize)
-    return storage.file.tensor(start, dtype, size, None if contiguous else stride)
-
-
-def _first(value: Any, *rest: Any) -> Any:
-    """`torch._utils._rebuild_parameter` and its kin: the tensor itself."""
-    return value
-
-
-def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
-    """`torch._tensor._rebuild_from_type_v2`: a tensor with Python attributes."""
-    if not isinstance(function, _Name):
-        raise pickle.UnpicklingError(f"calls {function!r}")
-    return function(*args)
-
-
-def _ordered_dict(*items: Any) -> _Dict:
-    return _Dict(*items)
-
-
-def _encode(text: Any, encoding: Any) -> bytes:
-    """`_codecs.encode`: how protocol 2 spells bytes."""
-    if not isinstance(text, str) or encoding not in ("latin1", "ascii", "utf-8"):
-        raise pickle.UnpicklingError(f"encodes {type(text).__name__} as {encoding}")
-    return codecs.encode(text, encoding)
-
-
-_CALLS: dict[str, Callable[..., Any] | None] = {
-    "torch._utils._rebuild_tensor": _rebuild_tensor,
-    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-    "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
-    "torch._utils._rebuild_parameter": _first,
-    "torch._utils._rebuild_parameter_with_state": _first,
-    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
-    "torch.Size": lambda sizes: tuple(sizes),
-    "torch.device": lambda *names: ":".join(map(str, names)),
-    "torch.Tensor": None,
-    "torch.nn.parameter.Parameter": None,
-    "torch.nn.parameter.Buffer": None,
-    "collections.OrderedDict": _ordered_dict,
-    "_codecs.encode": _encode,
-    "builtins.set": lambda items=(): set(items),
-    "builtins.complex": lambda real, imag: complex(real, imag),
-}
-
-_ALLOWED = {name: _Name(name, call) for name, call in _CALLS.items()} | {
-    name: _Name(name, dtype=np.dtype(dtype))
-    for name, dtype in (
-        *((f"torch.{name}", dtype) for name, dtype in _DTYPES.items()),
-        *((f"torch.{name}", dtype) for name, dtype in _STORAGES.items()),
-        ("torch.storage.UntypedStorage", np.uint8),
-    )
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Unpickles with `_ALLOWED` in place of every import."""
-
-    def __init__(self, data: bytes, path: Path, storages: Callable[..., _Storage]):
-        super().__init__(io.BytesIO(data))
-        self._path, self._storages = path, storages
-
-    def find_class(self, module: str, name: str) -> Any:
-        # Protocol 2, torch's default, spells names as Python 2 did.
-        module = _compat_pickle.IMPORT_MAPPING.get(module, module)
-        module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
-        full = f"{module}.{name}"
-        if full not in _ALLOWED:
-            raise CheckpointError(
-                f"{self._path} is refused: its pickle asks for {full}, and a "
-                "checkpoint may hold tensors and containers only. Nothing of it was "
-                "run. If you trust its author, save its state_dict() again with torch"
-            )
-        return _ALLOWED[full]
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        return self._storages(pid)
 
 
 def read_torch(path: Path) -> Any:
@@ -260,20 +53,28 @@ def read_torch(path: Path) -> Any:
             f"save it again with\n  {RESAVE.format(path=path, new=new)}"
         )
     entries, root = _entries(file)
-    storages: dict[tuple[str, np.dtype], _Storage] = {}
+    storages: dict[tuple[str, np.dtype], Storage] = {}
 
-    def storage(pid: Any) -> _Storage:
+    def storage(pid: Any) -> Storage:
         match pid:
-            case ("storage", _Name(dtype=np.dtype() as dtype), str(key), str(), count):
+            case (
+                "storage",
+                Callee(dtype=np.dtype() as dtype),
+                str(key),
+                _,
+                int(size),
+            ):
                 pass
             case _:
-                raise pickle.UnpicklingError(f"holds the unknown reference {pid!r}")
-        if type(count) is not int or count < 0:
-            raise pickle.UnpicklingError(f"holds a storage of {count!r} elements")
+                raise pickle.UnpicklingError(
+                    f"refers to {brief(pid)}, which is no storage"
+                )
+        if not 0 <= size < 1 << 63:
+            raise pickle.UnpicklingError(f"holds a storage of {brief(size)} elements")
         if (key, dtype) not in storages:
-            length = count * dtype.itemsize
+            length = size * dtype.itemsize
             start = _locate(file, entries, f"{root}/data/{key}", length)
-            storages[key, dtype] = _Storage(file, start, length, dtype)
+            storages[key, dtype] = Storage(file, start, length, dtype)
         return storages[key, dtype]
 
     if any(name.startswith(f"{root}/code/") for name in entries):
@@ -284,15 +85,34 @@ def read_torch(path: Path) -> Any:
     if order != b"little":
         raise CheckpointError(f"{path} must be little-endian, is {order!r}")
     data = _content(file, entries, f"{root}/data.pkl", _MAX_PICKLE)
+    return _unpickle(path, data, storage)
+
+
+def _unpickle(path: Path, data: bytes, storage: Callable[[Any], Any]) -> Any:
+    def find(module: str, name: str) -> Callee:
+        # Protocol 2, torch's default, spells names as Python 2 did.
+        module = _compat_pickle.IMPORT_MAPPING.get(module, module)
+        module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+        full = f"{module}.{name}"
+        if full not in ALLOWED:
+            raise pickle.UnpicklingError(
+                f"asks for {brief_text(full)}, and a checkpoint may hold tensors and "
+                "containers only. Nothing of it was run. If you trust its author, save "
+                "its state_dict() again with torch"
+            )
+        return ALLOWED[full]
+
     try:
-        return _Unpickler(data, path, storage).load()
-    except (CheckpointError, MemoryError):
+        return Machine(data, find, storage).load()
+    except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} is refused: its pickle {error}") from None
-    except Exception as error:  # a damaged pickle fails in many ways
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+        # What the stand-ins make of arguments that torch never writes.
+        reason = brief_text(f"{type(e).__name__}: {e}", 200)
         raise CheckpointError(
-            f"{path} is corrupt, its pickle cannot be read ({error!r}): fetch it again"
+            f"{path} is corrupt, its pickle cannot be read ({reason}): fetch it again"
         ) from None
 
 
@@ -300,13 +120,25 @@ def _entries(file: MappedFile) -> tuple[dict[str, zipfile.ZipInfo], str]:
     """The entries of the archive by name, and the folder that holds them all."""
     try:
         with zipfile.ZipFile(file.path) as archive:
-            entries = {entry.filename: entry for entry in archive.infolist()}
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
+            listed = archive.infolist()
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        OSError,
+        OverflowError,
+        ValueError,
+        struct.error,
+    ) as error:
         raise CheckpointError(
             f"{file.path} is truncated or corrupt: it starts as a torch checkpoint, "
             f"but its table of contents (at byte {file.size}) is missing or damaged "
             f"({error}); the download did not finish, fetch the file again"
         ) from None
+    entries = {entry.filename: entry for entry in listed}
+    if len(entries) < len(listed):
+        raise CheckpointError(
+            f"{file.path} is refused: its table of contents names an entry twice"
+        )
     roots = [
         name[: -len("/data.pkl")] for name in entries if name.endswith("/data.pkl")
     ]
@@ -326,7 +158,8 @@ def _locate(
     if entry is None or entry.file_size != length:
         found = "is missing" if entry is None else f"has {entry.file_size} bytes"
         raise CheckpointError(
-            f"{file.path} is corrupt: its entry {name} {found}, must have {length}"
+            f"{file.path} is corrupt: its entry {brief_text(name)} {found}, must have "
+            f"{length}"
         )
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
         raise CheckpointError(

@@ -15,6 +15,7 @@ import numpy as np
 from fdjax.checkpoint import files, safetensors_format
 from fdjax.checkpoint.mapped import c_strides
 from fdjax.checkpoint.tensors import LazyTensor, contiguous
+from fdjax_convert.formats.torch_format import read_torch
 
 _ALIGNMENT = 64  # bytes; torch aligns storages alike, so that it can map the file
 
@@ -75,6 +76,25 @@ def write_checkpoint(
             safetensors_format.write_safetensors(temporary, named, metadata, progress)
         else:
             _write_torch(temporary, named, wrapper, progress)
+        _read_back(temporary, named, wrapper, path)
+
+
+def _read_back(
+    path: Path,
+    tensors: Mapping[str, LazyTensor],
+    wrapper: Sequence[str],
+    target: Path,
+) -> None:
+    """Checks keys, shapes and types of what was written, by its headers."""
+    if path.suffix == ".safetensors":
+        safetensors_format.read_back(path, tensors)
+        return
+    content = read_torch(path)
+    for name in wrapper:
+        content = content[name]
+    found = {key: (one.shape, one.dtype) for key, one in content.items()}
+    if found != {key: (one.shape, one.dtype) for key, one in tensors.items()}:
+        raise ValueError(f"{target} cannot be read back as it was written")
 
 
 def _write_torch(

@@ -10,6 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from fdjax.checkpoint.tensors import (
+    QUANTISED,
     LazyTensor,
     as_lazy,
     cast,
@@ -74,6 +75,7 @@ class Conversion:
         self.duplicates: list[Step] = []
         self.problems = problems = Problems()
         self._match(rules, problems)
+        self._check_types(problems)
         self._check_shapes(problems)
         if problems and self.source_bytes < _CHECK_VALUES_BELOW:
             for step in self.steps + self.duplicates:
@@ -204,6 +206,17 @@ class Conversion:
             if path not in filled:
                 names = " or ".join(matching.keys_of(path, rules)) or "no rule gives it"
                 problems.add(path, f"not filled, missing key: {names}")
+
+    def _check_types(self, problems: Problems) -> None:
+        """Refuses integers, booleans and complex numbers where floats are wanted."""
+        for step in self.steps + self.duplicates:
+            wanted = [self.targets[path] for path in step.paths if path in self.targets]
+            if not any(is_float(leaf.dtype) for leaf in wanted):
+                continue
+            for key in step.keys:
+                dtype = self.source[key].dtype
+                if not is_float(dtype):
+                    problems.add(key, f"holds {dtype}, {QUANTISED}")
 
     def _check_shapes(self, problems: Problems) -> None:
         """Compares what the transforms give with what the architecture has."""

@@ -3,6 +3,13 @@
 import re
 from collections.abc import Collection, Sequence
 
+from fdjax_convert.formats.values import brief_text
+
+SUMMARIZED = 5000
+"""Keys that are looked at for a list of a few lines."""
+
+_MOST = 100  # problems in a message; all of them are in the error
+_LONGEST = 400  # letters of one
 _NUMBER = re.compile(r"(?<=[._/])([0-9]+)(?=[./]|$)")
 
 
@@ -20,9 +27,14 @@ class ConversionError(ValueError):
     ):
         self.problems = tuple(problems)
         count = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
+        more = len(problems) - _MOST
         super().__init__(
             f"{what}, {count}:"
-            + "".join(f"\n  - {problem}" for problem in self.problems)
+            + "".join(
+                f"\n  - {brief_text(problem, _LONGEST)}"
+                for problem in self.problems[:_MOST]
+            )
+            + (f"\n  - … and {more} more" if more > 0 else "")
         )
 
 
@@ -36,15 +48,15 @@ class Problems:
         """Notes that `what` is wrong with `key`."""
         self._keys.setdefault(what, {})[key] = None
 
-    def check(self) -> None:
-        """Raises if there is any."""
+    def check(self, what: str = "the checkpoint does not fit") -> None:
+        """Raises if there is any; `what` is in front of the list."""
         lines = [
             f"{name}: {what}"
             for what, keys in self._keys.items()
             for name in summarize(keys)
         ]
         if lines:
-            raise ConversionError(lines)
+            raise ConversionError(lines, what)
 
     def __bool__(self) -> bool:
         return bool(self._keys)

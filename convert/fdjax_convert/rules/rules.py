@@ -108,14 +108,24 @@ class Layout:
     describe: Callable[[Mapping[str, tuple[int, ...]]], str]
 
 
-def has_keys(*keys: str) -> Callable[[Collection[str]], bool]:
+@dataclasses.dataclass(frozen=True)
+class HasKeys:
+    """A `Layout.detect` that asks for all of some keys.
+
+    Attributes:
+        keys: The keys.
+    """
+
+    keys: frozenset[str]
+
+    def __call__(self, present: Collection[str]) -> bool:
+        """Whether all of them are there."""
+        return self.keys.issubset(present)
+
+
+def has_keys(*keys: str) -> HasKeys:
     """A `Layout.detect` that asks for all of `keys`."""
-    wanted = frozenset(keys)
-
-    def detect(present: Collection[str]) -> bool:
-        return wanted.issubset(present)
-
-    return detect
+    return HasKeys(frozenset(keys))
 
 
 def layer(

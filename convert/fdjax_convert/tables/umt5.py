@@ -7,6 +7,10 @@ from fdjax_convert.rules.rules import Drop, Layout, Rule, has_keys, layer, norm
 _HF_ATTENTION = r"encoder\.block\.(\d+)\.layer\.0\."
 _HF_MLP = r"encoder\.block\.(\d+)\.layer\.1\."
 
+_TOKENIZER = Rule(
+    r"spiece_model", Drop("the tokenizer as bytes, which ComfyUI packs into the file")
+)
+
 HUGGING_FACE_RULES = (
     Rule(r"shared\.weight", "token_embedding/embedding"),
     # The same tensor under a second name; which of the two a file holds varies.
@@ -28,6 +32,7 @@ HUGGING_FACE_RULES = (
     *norm(r"encoder\.final_layer_norm", "norm"),
     Rule(r"decoder\..*", Drop("only the encoder half conditions a video model")),
     Rule(r"lm_head\..*", Drop("predicts words, for the decoder half")),
+    _TOKENIZER,
 )
 """Keys of transformers' `UMT5EncoderModel`, and of the whole model it is half of."""
 
@@ -43,6 +48,7 @@ OFFICIAL_RULES = (
     *layer(r"blocks\.(\d+)\.ffn\.fc1", r"blocks_\1/mlp/up", bias=False),
     *layer(r"blocks\.(\d+)\.ffn\.fc2", r"blocks_\1/mlp/down", bias=False),
     *norm("norm", "norm"),
+    _TOKENIZER,
 )
 """Keys of `models_t5_umt5-xxl-enc-bf16.pth` of the Wan 2.1 release."""
 

@@ -375,12 +375,26 @@ def _tree(**changes):
         (_tree(extra={"_type": "Mode"}), ValueError, "not the class of a component"),
         (_tree(extra={"_type": "subprocess:Popen"}), ValueError, "in no package"),
         (_tree(extra={"_exec": "1"}), ValueError, "config.extra must be a config"),
+        *(
+            (_tree(extra={kind: value}), ValueError, f"extra: {kind} must be a text")
+            for kind in ("_enum", "_float", "_path", "_type")
+            for value in (None, 3, [], {}, True, ["Mode.EXACT"])
+        ),
+        ('{"_class": null}', ValueError, "a class is named by a text"),
+        ('{"_class": ["CarConfig"]}', ValueError, "a class is named by a text"),
+        (_tree(extra={"x": "y" * 10**6}), ValueError, "config.extra must be a config"),
+        ("[" * 10**6, ValueError, "more than 64 levels"),
+        ('{"_class": ' + '{"a": ' * 10**5, ValueError, "more than 64 levels"),
+        (_tree(extra=[]).replace("[]", "[" * 900 + "]" * 900), ValueError, "64 levels"),
+        ('{"_class": "CarConfig", "_class": "CarConfig"}', ValueError, "twice"),
     ],
+    ids=lambda value: value[:40] if isinstance(value, str) else None,
 )
 def test_json_errors(text, error, message):
     assert "antigravity" not in sys.modules
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as caught:
         from_json(text, classes=KNOWN)
+    assert len(str(caught.value)) < 1000
     assert "antigravity" not in sys.modules
 
 
