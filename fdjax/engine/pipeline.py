@@ -116,9 +116,6 @@ class StreamInferencePipeline(Component):
             sharding: Where they live; a mesh, one sharding, or a nested dict of either
                 by component and below, see `fdjax.checkpoint.placement`. None: the
                 default device.
-
-        Raises:
-            ValueError: The key is no typed key.
         """
         check_key(key)
         placement.check_names(sharding, list(self.components))
@@ -326,12 +323,7 @@ class StreamInferencePipeline(Component):
         cache: StreamInferencePipelineCache,
         conditions: Conditions,
     ) -> StreamInferencePipelineCache:
-        """The ready cache with another prompt; what was generated stays visible.
-
-        Raises:
-            ValueError: The cache is pending or used up, or a condition is NaN or
-                infinite.
-        """
+        """The ready cache with another prompt; what was generated stays visible."""
         require(cache, ready=True, caller="update_conditions")
         check_conditions(conditions)
         transformer_cache = stages.update_conditions(

@@ -33,9 +33,12 @@ def announce(sources: Iterable[str]) -> None:
     unknown = [hub.url for hub, size in sizes.items() if size is None]
     folder = _cache()
     free = shutil.disk_usage(_existing(folder)).free
-    text = f"To download, once: {size_text(known)} to {folder}"
-    text += f" and {', '.join(unknown)}" if unknown else ""
-    _log.info("%s (%s free).", text, size_text(free))
+    what = [size_text(known)] if known else []
+    what += [f"{url} of unknown size" for url in unknown]
+    what_for = ", ".join(what)
+    _log.info(
+        "To download, once: %s; to %s (%s free).", what_for, folder, size_text(free)
+    )
     files.check_free_space(folder, known)
 
 

@@ -324,6 +324,12 @@ class Runner(Component):
 
     def _check_memory(self, inputs: RunnerInputs) -> None:
         """Tells what the run needs if that is much, and refuses what cannot fit."""
+        told = self.config.progress is not False
+        if told and not self.config.random_weights:
+            parts = self.pipeline.components.values()
+            downloads.announce(
+                str(p.checkpoint_path) for p in parts if p.checkpoint_path
+            )
         if type(self).encode_conditions is Runner.encode_conditions:
             encode = functools.partial(
                 self.pipeline.encode_conditions, text=inputs.text, image=inputs.image
@@ -335,11 +341,7 @@ class Runner(Component):
             return
         needed = self._needs(shapes)
         needed.check()
-        if self.config.progress is not False:
-            if not self.config.random_weights:
-                parts = self.pipeline.components.values()
-                sources = [p.checkpoint_path for p in parts if p.checkpoint_path]
-                downloads.announce(map(str, sources))
+        if told:
             needed.announce(self.config.runner_name)
 
     def _needs(self, conditions: Conditions) -> needs.Needs:

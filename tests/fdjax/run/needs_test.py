@@ -141,7 +141,7 @@ def test_downloads_are_told_with_their_size(site, caplog, tmp_path, monkeypatch)
         downloads.announce(
             ["hf://a/b/t/model.safetensors.index.json", "hf://a/b/vae.pth", "/a/file"]
         )
-    assert f"To download, once: 6.0 GB to {tmp_path} (" in caplog.text
+    assert f"To download, once: 6.0 GB; to {tmp_path} (" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO):
         downloads.announce(["hf://a/unreachable/x.pth"])

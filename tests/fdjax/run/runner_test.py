@@ -405,7 +405,7 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_what_was_there(config, monkey
     with pytest.raises(
         OSError, match=rf"{NAME}\.mp4 cannot be written: No space .* is unchanged"
     ):
-        config.setup().run()
+        derive_config(config, overwrite=True).setup().run()
     assert video.read_bytes() == before
     assert {path.name for path in video.parent.iterdir()} == FILES
 
