@@ -140,17 +140,18 @@ def read_video(path: str | pathlib.Path, max_frames: int | None = None) -> np.nd
         FileNotFoundError: There is no such file.
         ValueError: It has no frames that can be read.
     """
-    import imageio.v3 as iio
+    import av
 
     # Absolute: what stands before a colon would be taken for a protocol.
     path = fetch.fetch_file(path, what="video").absolute()
+    frames, matrix = [], None
     try:
-        # Twice: imageio gives a frame's side data or its pixels, and goes on.
-        with iio.imopen(path, "r", plugin="pyav") as file:
-            matrix = file.metadata(index=0).get("DISPLAYMATRIX")
-        with iio.imopen(path, "r", plugin="pyav") as file:
-            frames = list(itertools.islice(file.iter(format="rgb24"), max_frames))
-    except (OSError, ValueError, IndexError, StopIteration) as error:
+        with av.open(str(path)) as file:
+            for frame in itertools.islice(file.decode(video=0), max_frames):
+                if not frames:
+                    matrix = _display_matrix(frame)
+                frames.append(frame.to_ndarray(format="rgb24"))
+    except (OSError, ValueError, IndexError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error) or "it has no frames"
         raise ValueError(f"video file {path} cannot be read: {reason}.") from None
     if not frames:
@@ -163,6 +164,14 @@ def read_video(path: str | pathlib.Path, max_frames: int | None = None) -> np.nd
             f"video file {path} cannot be read: its frames have several sizes, {sizes}."
         ) from None
     return video if matrix is None else _shown(video, matrix)
+
+
+def _display_matrix(frame: Any) -> bytes | None:
+    """How a frame is to be turned when it is shown; None: not at all."""
+    try:
+        return bytes(frame.side_data["DISPLAYMATRIX"])
+    except KeyError:
+        return None
 
 
 def _shown(video: np.ndarray, matrix: bytes) -> np.ndarray:

@@ -33,7 +33,7 @@ def write(path, tensors):
     for key, value in tensors.items():
         data += value.tobytes()
         header[key] = {
-            "dtype": _NAMES[str(value.dtype)],
+            "dtype": _NAMES[value.dtype],
             "shape": list(value.shape),
             "data_offsets": [position, len(data)],
         }
