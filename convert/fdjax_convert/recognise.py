@@ -227,7 +227,8 @@ def match(
         told = f"{checkpoint.path} does not fit {asked} ({guess.name} layout)"
         if is_now != asked:
             told = f"{checkpoint.path} is {is_now}; you asked for {asked}"
-        raise ConversionError(error.problems, told) from None
+        unread = [one for one in checkpoint.skipped if one.endswith(unwrap.NOT_READ)]
+        raise ConversionError((*error.problems, *unread), told) from None
 
 
 def what_is(checkpoint: Checkpoint) -> str:

@@ -325,7 +325,12 @@ def test_a_tensor_that_cannot_be_read_is_not_taken(tmp_path):
     torch.save({"w": torch.ones(2), "v": torch.eye(3).to_sparse()}, path)
     opened = readers.open_checkpoint(path)
     assert list(opened.tensors) == ["w"]
-    assert opened.skipped == ("v: a sparse tensor",)
+    assert opened.skipped == ("v: a sparse tensor, which cannot be read",)
+    weights = {k: torch.from_numpy(v) for k, v in tiny.published(OFFICIAL).items()}
+    key = "blocks.1.ffn.0.weight"
+    torch.save(weights | {key: weights[key].to_sparse()}, path)
+    with pytest.raises(ConversionError, match=rf"{key}: a sparse tensor, which cannot"):
+        load.load_params(make(OFFICIAL, path), str(path))
 
 
 def test_saved_alone(tmp_path):

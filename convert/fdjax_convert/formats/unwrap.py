@@ -61,6 +61,9 @@ _PART = re.compile(
     r"dit|unet|transformer\d?|denoiser|vae|first_stage_model|cond_stage_model"
     r"|text_encoders?|image_encoder|clip\w*|u?mt5\w*|t5\w*|encoder|decoder|tae\w*"
 )
+NOT_READ = ", which cannot be read"
+"""How the lines of `Weights.skipped` end that are about tensors."""
+
 _MAX_KEY = 1000  # letters of a key with all its levels; real ones have less than 200
 
 
@@ -243,11 +246,9 @@ class _Entry:
             if isinstance(value, LazyTensor):
                 tensors[key] = value
             else:
-                kind = (
-                    value.what
-                    if isinstance(value, Unreadable)
-                    else type(value).__name__
-                )
+                kind = type(value).__name__
+                if isinstance(value, Unreadable):
+                    kind = value.what + NOT_READ
                 self.skipped.append(f"{key}: {kind}")
         if not tensors:
             raise CheckpointError(f"{self.path} holds no tensors")
