@@ -1,0 +1,1 @@
+"""Causal-Forcing: Wan 2.1 1.3B, streaming, by chunks or frame by frame."""

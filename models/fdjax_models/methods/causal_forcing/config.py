@@ -1,0 +1,89 @@
+"""Causal-Forcing as values: Wan 2.1 1.3B as a four-step causal model.
+
+Sizes, schedule and files: NVIDIA/flashdreams, integrations_v2/causal_forcing; weights
+of zhuhz22/Causal-Forcing. Its shift is 5, where Self-Forcing's is 8.
+"""
+
+from fdjax.config import derive_config
+from fdjax.engine.conditioner import TextImageConditionerConfig
+from fdjax.engine.diffusion import DiffusionModelConfig
+from fdjax.engine.pipeline import StreamInferencePipelineConfig
+from fdjax.schedulers import FlowMatchSchedulerConfig
+from fdjax_models.methods.causal_forcing.runner import (
+    CausalForcingImageRunnerConfig,
+    CausalForcingRunnerConfig,
+)
+from fdjax_models.methods.wan21 import published
+from fdjax_models.networks.wan_dit.i2v_encoder import ImageControlEncoderConfig
+from fdjax_models.networks.wan_dit.image_conditioning import Stamp
+from fdjax_models.networks.wan_dit.transformer import WanTransformerConfig
+
+CHUNKWISE = StreamInferencePipelineConfig(
+    name="causal-forcing-wan2.1-t2v-1.3b-chunkwise",
+    diffusion_model=DiffusionModelConfig(
+        transformer=WanTransformerConfig(
+            checkpoint_path="hf://zhuhz22/Causal-Forcing/chunkwise/causal_forcing.pt",
+            len_t=3,
+            window_size_t=21,
+        ),
+        scheduler=FlowMatchSchedulerConfig(
+            num_inference_steps=4, denoising_timesteps=(1000, 750, 500, 250), shift=5.0
+        ),
+        seed=42,
+    ),
+    decoder=published.VAE_DECODER,
+    conditioner=TextImageConditionerConfig(text_encoder=published.UMT5_XXL),
+)
+"""Chunks of three latent frames that see the last 21."""
+
+FRAMEWISE = derive_config(
+    CHUNKWISE,
+    name="causal-forcing-wan2.1-t2v-1.3b-framewise",
+    diffusion_model={
+        "transformer": {
+            "checkpoint_path": "hf://zhuhz22/Causal-Forcing/framewise/causal_forcing.pt",
+            "len_t": 1,
+        }
+    },
+)
+"""One latent frame at a time: the shortest way from a control to a picture."""
+
+FRAMEWISE_IMAGE = derive_config(
+    FRAMEWISE,
+    name="causal-forcing-wan2.1-i2v-1.3b-framewise",
+    diffusion_model={"transformer": {"image_conditioning": (Stamp(),)}},
+    encoder=ImageControlEncoderConfig(encoder=published.VAE_ENCODER, len_t=1),
+)
+"""The same weights; the image's latent is the first frame."""
+
+_PROMPT = (
+    "A heron stands in a shallow river at first light. Mist lies on the water, the "
+    "bird turns its head and takes a slow step, and rings run out from its legs. The "
+    "camera holds still, low above the surface."
+)
+
+RUNNER_CONFIGS = {
+    config.name: runner(
+        runner_name=config.name,
+        description=description,
+        pipeline=config,
+        prompt=_PROMPT,
+    )
+    for config, runner, description in (
+        (
+            CHUNKWISE,
+            CausalForcingRunnerConfig,
+            "Causal-Forcing on Wan 2.1 1.3B: streaming text to video, by chunks.",
+        ),
+        (
+            FRAMEWISE,
+            CausalForcingRunnerConfig,
+            "Causal-Forcing, one latent frame (four video frames) at a time.",
+        ),
+        (
+            FRAMEWISE_IMAGE,
+            CausalForcingImageRunnerConfig,
+            "Causal-Forcing from a first frame, one latent frame at a time.",
+        ),
+    )
+}

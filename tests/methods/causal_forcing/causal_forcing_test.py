@@ -1,0 +1,107 @@
+"""Causal-Forcing: its published values, its runner on tiny networks, its contracts."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from fdjax import testing
+from fdjax.config import derive_config
+from fdjax.contract.conditioner import Conditions
+from fdjax.run import media
+from fdjax_models.methods.causal_forcing.config import RUNNER_CONFIGS
+from tests.networks.wan_dit.tiny_methods import shrink
+
+CHUNKWISE = "causal-forcing-wan2.1-t2v-1.3b-chunkwise"
+FRAMEWISE = "causal-forcing-wan2.1-t2v-1.3b-framewise"
+IMAGE = "causal-forcing-wan2.1-i2v-1.3b-framewise"
+
+
+@pytest.mark.parametrize(
+    ("slug", "len_t"), [(CHUNKWISE, 3), (FRAMEWISE, 1), (IMAGE, 1)]
+)
+def test_published_values(slug, len_t):
+    """Warped timesteps of the reference's own tests."""
+    config = RUNNER_CONFIGS[slug]
+    model = config.pipeline.diffusion_model
+    steps = model.scheduler.setup().steps
+    np.testing.assert_allclose(steps.timestep, (1000, 937.5, 833.3333, 625), rtol=1e-6)
+    transformer = model.transformer
+    assert (transformer.len_t, transformer.window_size_t) == (len_t, 21)
+    assert transformer.sink_size_t == 0
+    assert ("chunkwise" in transformer.checkpoint_path) == (len_t == 3)
+    assert (config.total_blocks, config.pixel_height, config.fps) == (21, 480, 16)
+
+
+@pytest.mark.parametrize(("slug", "frames"), [(CHUNKWISE, 21), (FRAMEWISE, 5)])
+def test_text_to_video(slug, frames, tmp_path):
+    config = shrink(RUNNER_CONFIGS[slug], tmp_path, total_blocks=2, prompt="a heron")
+    result = dataclasses.replace(config, progress=False).setup().run()
+    assert result.num_frames == frames == len(media.read_video(result.output))
+
+
+def test_image_to_video_begins_with_the_image(tmp_path, monkeypatch):
+    """With one latent frame a chunk, the first is the image's own latent."""
+    chunks, to_uint8 = [], media.to_uint8
+
+    def record(video):
+        chunks.append(np.asarray(video)[0])
+        return to_uint8(video)
+
+    monkeypatch.setattr(media, "to_uint8", record)
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.png"):
+        pixels = rng.integers(0, 256, (32, 48, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+    videos = []
+    for seed, name in ((0, "a.png"), (1, "a.png"), (0, "b.png")):
+        chunks.clear()
+        config = shrink(RUNNER_CONFIGS[IMAGE], tmp_path / "out", total_blocks=3)
+        changes = {"image": str(tmp_path / name), "prompt": "a heron", "seed": seed}
+        dataclasses.replace(config, progress=False, **changes).setup().run()
+        videos.append(np.concatenate(chunks))
+    assert [len(video) for video in videos] == [9, 9, 9]
+    testing.assert_close(videos[0][0], videos[1][0], 1e-6)  # whatever the noise
+    assert np.abs(videos[0][1:] - videos[1][1:]).max() > 0.01
+    assert np.abs(videos[0][0] - videos[2][0]).max() > 0.01
+
+
+def _conditions(seed, image):
+    keys = jax.random.split(jax.random.key(seed))
+    text = jax.random.normal(keys[0], (2, 8, 24))
+    pixels = jax.random.uniform(keys[1], (2, 16, 32, 3), minval=-1.0)
+    return Conditions(text=text, image=pixels if image else None)
+
+
+def _case(slug):
+    runner = shrink(RUNNER_CONFIGS[slug], "outputs")
+    image = slug == IMAGE
+    config = derive_config(
+        runner.pipeline,
+        conditioner=None,
+        diffusion_model={"transformer": {"window_size_t": 3}},
+    )
+
+    def initialize(pipeline, params, key):
+        return pipeline.initialize_cache(
+            params,
+            conditions=_conditions(1, image),
+            pixel_height=16,
+            pixel_width=32,
+            key=key,
+        )
+
+    return testing.PipelineCase(
+        config=config,
+        initialize=initialize,
+        num_chunks=5,
+        new_conditions=lambda pipeline, params: _conditions(2, image),
+    )
+
+
+@pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("slug", [FRAMEWISE, IMAGE])
+def test_contract(check, slug):
+    check(_case(slug))
