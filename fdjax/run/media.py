@@ -144,7 +144,8 @@ def read_video(path: str | pathlib.Path, max_frames: int | None = None) -> np.nd
 
     # Absolute: what stands before a colon would be taken for a protocol.
     path = fetch.fetch_file(path, what="video").absolute()
-    frames, matrix = [], None
+    frames: list[np.ndarray] = []
+    matrix = None
     try:
         with av.open(str(path)) as file:
             for frame in itertools.islice(file.decode(video=0), max_frames):
