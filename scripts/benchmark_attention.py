@@ -126,4 +126,6 @@ def render(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
+    if {"-h", "-help", "--help"} & set(sys.argv[1:]):
+        app.usage(writeto_stdout=True, exitcode=0)  # absl's own exits with 1
     app.run(main)

@@ -37,8 +37,8 @@ class ChunkFlags:
     @functools.cached_property
     def bad_stage(self) -> str | None:
         """The first stage that is not finite; waits for the chunk."""
-        flags, self._flags = self._flags, {}
-        return next((stage for stage in flags if not bool(flags[stage])), None)
+        # The writer's thread and the run's may ask at once: both find the same.
+        return next((name for name, flag in self._flags.items() if not flag), None)
 
     def is_good(self) -> bool:
         """Whether all stages are finite; waits for the chunk."""

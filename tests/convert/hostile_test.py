@@ -14,14 +14,15 @@ from tests.convert.torch_files import Call, Global, dumps
 
 _SECONDS = 1.0  # of the processor, beyond start-up
 _MEGABYTES = 500
+_JAX = 300  # MB that a process takes which has loaded jax for a CPU
 
 _INSPECT = """
 import json, pathlib, resource, sys, time
 from fdjax.checkpoint.errors import CheckpointError
 from fdjax_convert import inspect
 resource.setrlimit(resource.RLIMIT_CPU, (100, 100))
-inspect.inspect(pathlib.Path(sys.argv[1]))  # what is compiled once
-for path in sys.argv[2:]:
+inspect.inspect(pathlib.Path(sys.argv[1]))  # what is loaded and compiled once
+for path in sys.argv[1:]:
     start = time.process_time()
     try:
         text = inspect.inspect(pathlib.Path(path))
@@ -54,13 +55,15 @@ def test_inspection_is_quick_and_small_whatever_the_file_is(tmp_path):
     plain = torch_files.save(tmp_path / "plain" / "a.pt", {"w": hostile_files.X})
     paths = hostile_files.write_all(tmp_path)
     assert all(path.stat().st_size < 1_000_000 for path in paths)
-    reports = inspect_all(plain, paths)
+    (_, _, base, _), *reports = inspect_all(plain, paths)
     assert len(reports) == len(paths) > 50
     # A machine that is busy with other things takes twice as long for the same.
     slow = [(name, s) for name, s, _, _ in reports if s > 3 * _SECONDS]
     assert not slow
     assert sorted(s for _, s, _, _ in reports)[-4] < 2 * _SECONDS
-    assert max(peak for _, _, peak, _ in reports) < _MEGABYTES
+    # A jax with libraries for GPUs takes a gigabyte before it has read a file.
+    allowed = _MEGABYTES + max(0, base - _JAX)
+    assert max(peak for _, _, peak, _ in reports) < allowed
     assert max(len(text) for _, _, _, text in reports) < 20_000
 
 

@@ -29,6 +29,9 @@ def test_no_network_is_found_out_once_and_soon(hub, monkeypatch, capfd, get, sou
     from huggingface_hub import constants
 
     monkeypatch.undo()  # sleeping is real
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     url = closed_port()
     monkeypatch.setattr(constants, "ENDPOINT", url)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "no-cache")
