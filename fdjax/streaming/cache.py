@@ -47,6 +47,7 @@ class KVCache:
 
         def buffers() -> tuple[Array, ...]:
             heads = layout.kv_heads, layout.rope.head_dim
+            # [B, (G,) S, N, D] per layer
             return tuple(
                 jnp.zeros((batch, *branches, layer.num_slots, *heads), layout.dtype)
                 for layer in layers
