@@ -70,7 +70,7 @@ class KVLayout:
                 f"{self.chunk}; make the window {self.window + self.chunk - excess}"
                 + (f" or {self.window - excess}." if self.window > excess else ".")
             )
-        # The end of the chunk behind the largest count of `ring_tokens`.
+        # The largest count of `ring_tokens`, and a chunk behind it, must fit int32.
         if self.capacity + self._period * self.chunk >= 2**31:
             raise ValueError(
                 f"sink {self.sink}, window {self.window} and chunk {self.chunk} repeat "
@@ -147,6 +147,7 @@ class KVLayout:
         Returns:
             int32[S] or int32[B, S], a permutation of 0 ... S-1.
         """
+        # [S], and with sessions [1, S] against [B, 1].
         slot = jnp.arange(self.num_slots, dtype=jnp.int32)
         oldest = self._oldest(num_tokens)[..., None]
         # Token p lies in slot sink + (p - sink) % window, so that this is p - oldest.
@@ -164,6 +165,7 @@ class KVLayout:
         Returns:
             int32[chunk] or int32[B, chunk].
         """
+        # [(B,) 1] + [chunk] -> [(B,) chunk]
         first = self.valid_length(num_tokens)[..., None] - self.chunk
         return first + jnp.arange(self.chunk, dtype=jnp.int32)
 
@@ -225,6 +227,7 @@ class KVLayout:
 
     def _slot(self, position: Array) -> Array:
         """Slot of the token at a position in the sequence."""
+        # Below the sink this is some other slot, and not taken.
         ring_slot = self.sink + (position - self.sink) % self.window
         return jnp.where(position < self.sink, position, ring_slot)
 

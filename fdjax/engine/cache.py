@@ -111,6 +111,7 @@ def session_keys(key: jax.Array, num_sessions: int) -> jax.Array:
     """
     check_key(key)
     if key.shape == ():
+        # key[] -> key[B]
         return key[None] if num_sessions == 1 else jax.random.split(key, num_sessions)
     if key.shape != (num_sessions,):
         raise ValueError(

@@ -30,6 +30,7 @@ def depth_to_space(x: Array, patch: int, *, column_first: bool = False) -> Array
     b, t, h, w, c = x.shape
     # [B, T, H, W, C p p] -> [B, T, H, W, C, p, p]
     x = x.reshape(b, t, h, w, c // patch**2, patch, patch)
+    # Where the two offsets stand among the last two axes.
     row, column = (6, 5) if column_first else (5, 6)
     # [B, T, H, row, W, column, C]
     x = x.transpose(0, 1, 2, row, 3, column, 4)

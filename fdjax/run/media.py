@@ -76,6 +76,7 @@ def read_image(path: str | pathlib.Path) -> np.ndarray:
             f"({', '.join(_FORMATS)})."
         ) from None
     turns, mirrored = _ORIENTATIONS.get(stored.get("Orientation", 1), (0, False))
+    # [H, W, channels], or [H, W] of 16 bits
     pixels = np.rot90(pixels, turns)
     pixels = pixels[:, ::-1] if mirrored else pixels
     if deep:
@@ -159,6 +160,7 @@ def read_video(path: str | pathlib.Path, max_frames: int | None = None) -> np.nd
     if not frames:
         raise ValueError(f"video file {path} cannot be read: it has no frames.")
     try:
+        # [T, H, W, 3]
         video = np.stack(frames)
     except ValueError:
         sizes = sorted({frame.shape[:2] for frame in frames})

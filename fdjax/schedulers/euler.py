@@ -68,6 +68,7 @@ class EulerScheduler(Scheduler):
         return EulerStep(
             timestep=timesteps,
             needs_draw=np.zeros(len(timesteps), bool),
+            # [K + 1] -> [K]
             sigma_change=np.diff(self.sigmas),
         )
 

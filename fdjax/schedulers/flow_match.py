@@ -88,6 +88,7 @@ class FlowMatchScheduler(Scheduler):
         if config.warp_denoising_step:
             index = config.num_train_timesteps - raw
             timestep = np.append(self.training_timesteps, np.float32(0))[index]
+            # t = 0 is one past the table: it takes the last level.
             index = np.minimum(index, config.num_train_timesteps - 1)
         else:
             timestep = raw.astype(np.float32)

@@ -42,6 +42,7 @@ class KVCache:
             height: Latent rows.
             width: Latent columns.
         """
+        # Without guidance the axis G is left out, not 1.
         branches = () if layout.num_branches == 1 else (layout.num_branches,)
         layers = layout.tokens(height, width) if layout.has_memory else ()
 
@@ -53,6 +54,7 @@ class KVCache:
                 for layer in layers
             )
 
+        # uint32: an int32 would overflow at half of the age.
         num_chunks = jnp.zeros((batch,), jnp.uint32)
         return cls(keys=buffers(), values=buffers(), num_chunks=num_chunks)
 

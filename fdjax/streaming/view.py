@@ -90,5 +90,6 @@ def ordered_kv(layout: StreamLayout, cache: StreamCache, layer: int = 0) -> Orde
 def _held(layout: KVLayout, total: int) -> np.ndarray:
     """Positions of the tokens in view after `total` of them, ascending.  int64[n]."""
     sink = np.arange(min(layout.sink, total), dtype=np.int64)
+    # The ring's part begins behind the sink, however young the session is.
     oldest = max(layout.sink, total - layout.window)
     return np.concatenate([sink, np.arange(oldest, total, dtype=np.int64)])

@@ -354,7 +354,7 @@ def _check_visible(
             ]
             if not any(layers):
                 continue
-            # One token must reach the flow if it is seen, and none if it is not.
+            # The ends of a frame that is seen must reach the flow, of others nothing.
             for tokens in _ends(transformer, stream) if seen else (slice(None),):
                 changed = _with_other_frame(transformer, stream, frame, tokens, layers)
                 differs = not same(flow(changed, control, latent), expected)

@@ -287,6 +287,7 @@ def check_sessions(case: PipelineCase) -> None:
     _, alone_new = case.run(new, range(1, 1 + chunks))
     hint = "sessions of one batch mix: a row depends on another row, or on its age"
     for video, *alone in zip(videos, alone_old, alone_new, strict=True):
+        # [B1, ...] and [B2, ...] -> [B1 + B2, ...]
         assert_close(video, np.concatenate(alone), SESSION_TOLERANCE, hint=hint)
     single = take_session(batch, 1)
     assert signature(single) == signature(take_session(batch, 0))

@@ -53,6 +53,7 @@ IDENTITY = Transform("identity", _same, _same)
 
 def transpose(*axes: int) -> Transform:
     """Flax axis i is published axis `axes[i]`."""
+    # `argsort` of a permutation is its inverse.
     inverse = tuple(int(axis) for axis in np.argsort(axes))
 
     def check(array: Any) -> Any:
@@ -217,6 +218,7 @@ def regroup(sizes: Sequence[int], order: Sequence[int]) -> Transform:
     (channel, 1, 2, 2) by `regroup((1, 2, 2, -1), (3, 0, 1, 2))`.
     """
     sizes, order = tuple(sizes), tuple(order)
+    # `argsort` of a permutation is its inverse.
     inverse_order = tuple(int(axis) for axis in np.argsort(order))
 
     def permute(array: Any, grouped_sizes: Sequence[int], axes: Sequence[int]) -> Any:

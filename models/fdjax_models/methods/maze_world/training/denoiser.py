@@ -268,6 +268,7 @@ class Denoiser:
         is_noised = jax.random.bernoulli(key_is, 0.5, (batch, 1))
         level = jax.random.uniform(key_level, (batch, 1)) * self.context_noise_limit
         num_chunks = history.shape[1] // self.tokens_per_chunk
+        # [B, 1] -> [B, T]: one level for all chunks of a clip.
         level = jnp.broadcast_to(is_noised * level, (batch, num_chunks))
         noise = jax.random.normal(key_noise, history.shape)
         return self.mix(history, noise, level), level
@@ -288,6 +289,7 @@ class Denoiser:
 
     def mix(self, clean: Array, noise: Array, level: Array) -> Array:
         """(1 - level) clean + level noise."""
+        # [B, T] -> [B, T L, 1]
         level = self.per_token(level)
         return (1 - level) * clean + level * noise
 

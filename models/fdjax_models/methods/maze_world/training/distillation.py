@@ -142,6 +142,7 @@ class Distiller:
         """
         length = self.denoiser.tokens_per_chunk
         keys = jax.random.split(key, 3)
+        # Pieces overlap and repeat: any row, any start.  int32[B] each
         which = jax.random.randint(keys[0], (count,), 0, len(rollouts))
         last = starts.controls.shape[1] - num_chunks
         begin = jax.random.randint(keys[1], (count,), 0, last + 1)
@@ -205,6 +206,7 @@ class Distiller:
         index = jax.random.randint(keys[-1], shape, 0, len(sigma))
         # int32[1, B, T L, 1]: the step that each token's chunk is taken at
         chosen = self.denoiser.per_token(index)[None].astype(jnp.int32)
+        # [K, B, T L, C] -> [B, T L, C]
         noisy = jnp.take_along_axis(every, chosen, axis=0)[0]
         return jax.lax.stop_gradient((noisy, sigma[index]))
 
@@ -270,6 +272,7 @@ class Distiller:
         )
         # [B, T L, C] -> [B, T, L C]; means over its last axis are [B, T].
         per_chunk = (*level.shape, -1)
+        # float32[B, T]
         distance = jnp.abs(fixed - of_base).reshape(per_chunk).mean(-1)
         scale = self.denoiser.per_token(1 / jnp.maximum(distance, _NORM_FLOOR))
         # The error's gradient by `made` is then the scaled difference of the judges.

@@ -130,6 +130,7 @@ def write_rollouts(
             (slice(half, count), None),
         )
     ]
+    # [count, T, H, W, 3]
     video = np.concatenate(made)
     shown = np.linspace(0, frames, 10).astype(int)
     rows: list[np.ndarray] = []
