@@ -58,6 +58,7 @@ def attend(
     _check(query, key, value)
     backend = _choose(query, key, value, backend, BACKENDS)
     length, scale = _defaults(query, key, length, scale)
+    # Before `_spread`: this kernel reads shared heads as they are.
     if backend == "flash3":
         return flash3.attend(
             query, key, value, length=length, scale=scale, nonempty=nonempty
@@ -108,10 +109,13 @@ def merge(outs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:
         segments can follow.
     """
     lse = jnp.stack(lses)  # [segment, B, N, L]
+    # [B, N, L]. No gradient: a shift of all weights cancels in both results.
     maximum = jax.lax.stop_gradient(lse.max(axis=0))
     weights = jnp.exp(lse - maximum)
+    # Without keys in any segment all weigh alike, and what they weigh is 0.
     total = weights.sum(axis=0)
     weights = (weights / total).swapaxes(-1, -2)[..., None]  # [segment, B, L, N, 1]
+    # float32[B, L, N, D]: rounded once at the end, not segment by segment.
     out = sum(
         weight * part.astype(jnp.float32)
         for weight, part in zip(weights, outs, strict=True)
@@ -124,11 +128,13 @@ def _spread(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
     copies = query.shape[2] // key.shape[2]
     if copies == 1:
         return key, value
+    # [B, S, N / copies, D] -> [B, S, N, D]; query head n reads key n // copies.
     return jnp.repeat(key, copies, axis=2), jnp.repeat(value, copies, axis=2)
 
 
 def _check(query: Array, key: Array, value: Array) -> None:
     """Shapes that belong together, or a `ValueError`."""
+    # [B, L, N, D]
     batch, _, num_heads, head_dim = query.shape
     expected = (batch, key.shape[1], key.shape[2], head_dim)
     shared = key.shape[2] > 0 and num_heads % key.shape[2] == 0
@@ -155,6 +161,7 @@ def _choose(
                 f"backend must be one of {', '.join(candidates)}, or None, got "
                 f"{name!r}."
             )
+        # xla has no entry: nothing is unsupported there.
         reason = reasons[name](query, key, value) if name in reasons else None
         if reason is None:
             return name
@@ -171,6 +178,8 @@ def _defaults(
 ) -> tuple[Array | None, float]:
     """int32[B] lengths within the keys, and the scale."""
     if length is not None:
+        # Clipped rather than refused, as it may be traced.
         length = jnp.clip(jnp.asarray(length, jnp.int32), 0, key.shape[1])
+        # int32[] or int32[B] -> int32[B]
         length = jnp.broadcast_to(length, (query.shape[0],))
     return length, query.shape[-1] ** -0.5 if scale is None else scale

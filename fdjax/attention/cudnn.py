@@ -58,11 +58,13 @@ def attend(
         key,
         value,
         scale=scale,
+        # A row without keys has no softmax: it reads one, and is set to 0 below.
         key_value_seq_lengths=None if length is None else jnp.maximum(length, 1),
         implementation="cudnn",
     )
     if length is None or nonempty:
         return out
+    # bool[B, 1, 1, 1] over [B, L, N, D]
     return jnp.where((length == 0)[:, None, None, None], jnp.zeros_like(out), out)
 
 
@@ -75,6 +77,7 @@ def attend_with_lse(
     """
     out, lse = _attend_with_lse(scale, query, key, value, length)
     if length is not None:
+        # bool[B, 1, 1] over the log-sum-exp [B, N, L]; one axis more for the output.
         empty = (length == 0)[:, None, None]
         out = jnp.where(empty[..., None], jnp.zeros_like(out), out)
         lse = jnp.where(empty, xla.EMPTY_LSE, lse)
@@ -94,6 +97,7 @@ def _attend_with_lse(
         mask_type, query_length, key_length = fused.MaskType.NO_MASK, None, None
     else:
         mask_type = fused.MaskType.PADDING
+        # This mask counts both sides: all L queries are real.
         query_length = jnp.full((batch,), num_queries, jnp.int32)
         key_length = jnp.maximum(length, 1)
     return fused.dot_product_attention(

@@ -61,9 +61,11 @@ def attend(
     full = length is None
     if length is None:
         length = jnp.full((batch,), num_keys, jnp.int32)
+    # A row without keys has no softmax: it reads one key, and is set to 0 below.
     out = _attend(scale, query, key, value, jnp.maximum(length, 1))
     if full or nonempty:
         return out
+    # bool[B, 1, 1, 1] over [B, L, N, D]
     return jnp.where((length == 0)[:, None, None, None], jnp.zeros_like(out), out)
 
 
@@ -85,6 +87,8 @@ def _backward(scale: float, inputs: Any, cotangent: Array) -> tuple[Any, ...]:
     *arrays, length = inputs
 
     def reference(query: Array, key: Array, value: Array) -> Array:
+        # [B, S, N / copies, D] -> [B, S, N, D]: the twin knows no shared heads. The
+        # gradient of the repetition is the sum that a shared head needs.
         copies = query.shape[2] // key.shape[2]
         key, value = (jnp.repeat(x, copies, axis=2) for x in (key, value))
         return xla.attend(query, key, value, length=length, scale=scale)[0]
@@ -109,6 +113,7 @@ def _mapped(scale: float) -> Any:
                 array = jnp.broadcast_to(array, (size, *array.shape))
             merged.append(array.reshape(-1, *array.shape[2:]))
         out = call(*merged)
+        # [A B, L, N, D] -> [A, B, L, N, D]
         return out.reshape(size, -1, *out.shape[1:]), True
 
     return call
@@ -122,9 +127,12 @@ def _call(scale: float, query: Array, key: Array, value: Array, length: Array) -
     """
     batch, num_queries = query.shape[:2]
     num_keys = key.shape[1]
+    # Where each session's slots begin among the flat keys.  int32[B]
     first = num_keys * jnp.arange(batch, dtype=jnp.int32)
     # Ends of a session's valid keys, of its unused slots, of the next one's keys ...
+    # [B, 2] -> [2 B]
     key_ends = jnp.stack([first + length, first + num_keys], axis=1).reshape(-1)
+    # L, L, 2 L, 2 L, ...: every second sequence has no queries.  int32[2 B]
     query_ends = num_queries * (jnp.arange(2 * batch, dtype=jnp.int32) // 2 + 1)
     zero = jnp.zeros((1,), jnp.int32)
     package = _package()
@@ -133,12 +141,14 @@ def _call(scale: float, query: Array, key: Array, value: Array, length: Array) -
     flat = [x.reshape(-1, *x.shape[2:]) for x in (query, key, value)]
     out = package.flash_mha_varlen(
         *flat,
+        # Cumulative lengths, which begin at 0.  int32[2 B + 1]
         jnp.concatenate([zero, query_ends]),
         num_queries,
         softmax_scale=scale,
         key_cu_seqlens=jnp.concatenate([zero, key_ends]),
         key_max_seqlen=num_keys,
     )
+    # [B L, N, D] -> [B, L, N, D]
     return out.reshape(query.shape)
 
 

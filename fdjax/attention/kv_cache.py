@@ -70,6 +70,7 @@ class KVLayout:
                 f"{self.chunk}; make the window {self.window + self.chunk - excess}"
                 + (f" or {self.window - excess}." if self.window > excess else ".")
             )
+        # The largest count of `ring_tokens`, and a chunk behind it, must fit int32.
         if self.capacity + self._period * self.chunk >= 2**31:
             raise ValueError(
                 f"sink {self.sink}, window {self.window} and chunk {self.chunk} repeat "
@@ -107,6 +108,7 @@ class KVLayout:
         """
         count = jnp.asarray(num_chunks, jnp.uint32)
         full = np.uint32(self.capacity // self.chunk)
+        # What wraps below zero here is not taken: `where` takes `count` itself.
         again = full + (count - full) % np.uint32(self._period)
         count = jnp.where(count < full, count, again)
         return count.astype(jnp.int32) * self.chunk
@@ -120,10 +122,12 @@ class KVLayout:
         Returns:
             int32[chunk] or int32[B, chunk].
         """
+        # [(B,) 1] + [chunk] -> [(B,) chunk]
         first = _int32(num_tokens)[..., None]
         position = first + jnp.arange(self.chunk, dtype=jnp.int32)
         oldest = self._oldest(num_tokens)[..., None]
         dropped = (position >= self.sink) & (position < oldest)
+        # One index behind the buffer: a scatter with mode="drop" leaves it out.
         return jnp.where(dropped, self.num_slots, self._slot(position))
 
     def valid_length(self, num_tokens: ArrayLike) -> Array:
@@ -143,9 +147,12 @@ class KVLayout:
         Returns:
             int32[S] or int32[B, S], a permutation of 0 ... S-1.
         """
+        # [S], and with sessions [1, S] against [B, 1].
         slot = jnp.arange(self.num_slots, dtype=jnp.int32)
         oldest = self._oldest(num_tokens)[..., None]
+        # Token p lies in slot sink + (p - sink) % window, so that this is p - oldest.
         rank_in_window = (slot - oldest) % self.window
+        # The sink is in order; padding behind the capacity holds no token.
         kept = (slot < self.sink) | (slot >= self.capacity)
         return jnp.where(kept, slot, self.sink + rank_in_window)
 
@@ -158,6 +165,7 @@ class KVLayout:
         Returns:
             int32[chunk] or int32[B, chunk].
         """
+        # [(B,) 1] + [chunk] -> [(B,) chunk]
         first = self.valid_length(num_tokens)[..., None] - self.chunk
         return first + jnp.arange(self.chunk, dtype=jnp.int32)
 
@@ -179,10 +187,13 @@ class KVLayout:
         values = values.astype(buffer.dtype)
         num_tokens = _int32(num_tokens)
         contiguous = self.window % self.chunk == 0  # and so is the sink
+        # Sessions of one age share their slots.
         if num_tokens.shape in ((), (1,)):
             num_tokens = num_tokens.reshape(())
             if contiguous:
                 return _slice(buffer, values, self._slot(num_tokens))
+            # [B, chunk, N, D] into [B, S, N, D]. Dropped tokens share an index, so that
+            # indices are known to differ only where none is dropped.
             return buffer.at[:, self.slots(num_tokens)].set(
                 values, mode="drop", unique_indices=self.window >= self.chunk
             )
@@ -201,12 +212,14 @@ class KVLayout:
     def _write_slices(self, buffer: Array, values: Array, num_tokens: Array) -> Array:
         """`write` of a contiguous chunk per session, one after the other."""
         for index in range(len(buffer)):
+            # [1, chunk, N, D]
             row = values[index : index + 1]
             buffer = _slice(buffer, row, self._slot(num_tokens[index]), index)
         return buffer
 
     def _scatter(self, buffer: Array, values: Array, num_tokens: Array) -> Array:
         """`write` anywhere."""
+        # [B, 1] and [B, chunk] together index [B, chunk, N, D].
         sessions = jnp.arange(len(buffer), dtype=jnp.int32)[:, None]
         return buffer.at[sessions, self.slots(num_tokens)].set(
             values, mode="drop", unique_indices=self.window >= self.chunk
@@ -214,6 +227,7 @@ class KVLayout:
 
     def _slot(self, position: Array) -> Array:
         """Slot of the token at a position in the sequence."""
+        # Below the sink this is some other slot, and not taken.
         ring_slot = self.sink + (position - self.sink) % self.window
         return jnp.where(position < self.sink, position, ring_slot)
 
@@ -226,6 +240,7 @@ class KVLayout:
 def _slice(buffer: Array, values: Array, slot: Array, session: int = 0) -> Array:
     """Puts values into consecutive slots, from session `session` on."""
     zero = jnp.int32(0)
+    # One index per axis of [B, S, N, D].
     start = (jnp.int32(session), slot, zero, zero)
     return jax.lax.dynamic_update_slice(buffer, values, start)
 

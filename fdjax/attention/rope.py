@@ -66,6 +66,7 @@ class Rope3D:
 
         The split of Wan 2.1 (Wan-Video/Wan2.1, wan/modules/model.py, `rope_params`).
         """
+        # Even, as features turn in pairs.
         space = self.head_dim // 6 * 2
         return self.head_dim - 2 * space, space, space
 
@@ -117,10 +118,12 @@ class Rope3D:
             # The barrier forbids the compiler to fuse a product into the sum, so that
             # compiled angles are those of single operations.
             time_angles = sum(jax.lax.optimization_barrier((time_angles, shift)))
+        # [H, D_h / 2] and [W, D_w / 2]
         rows = np.arange(height, dtype=np.float32)[:, None] * by_row
         columns = np.arange(width, dtype=np.float32)[:, None] * by_column
         *sessions, num_frames, _ = time_angles.shape
         grid = *sessions, num_frames, height, width
+        # Each spread over the grid: [(B,) T, H, W, D_t / 2], and so on.
         angles = (
             jnp.broadcast_to(time_angles[..., None, None, :], (*grid, by_time.size)),
             jnp.broadcast_to(rows[:, None], (*grid, by_row.size)),
@@ -128,6 +131,7 @@ class Rope3D:
         )
         # [(B,) T, H, W, D / 2]
         joined = jnp.concatenate(angles, axis=-1)
+        # [(B,) L, D / 2]
         return joined.reshape(*sessions, -1, self.head_dim // 2)
 
     def rotate(self, features: Array, table: RopeTable) -> Array:
@@ -173,7 +177,9 @@ def axis_frequencies(
             )
         theta = theta * extrapolation ** (dim / (dim - 2))
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    # The power in float64 of float32 factors, rounded once.
     powers = np.float64(np.float32(theta)) ** exponents.astype(np.float64)
+    # Then a float32 reciprocal: a negative exponent would round otherwise.
     return np.float32(1.0) / powers.astype(np.float32)
 
 
@@ -204,9 +210,13 @@ def rotate(features: Array, table: RopeTable, *, interleaved: bool) -> Array:
         for part in table
     )
     if interleaved:
+        # [B, L, N, D] -> [B, L, N, D / 2, 2]
         pairs = features.reshape(*features.shape[:-1], -1, 2)
         first, second = pairs[..., 0], pairs[..., 1]
     else:
+        # [B, L, N, D / 2] each
         first, second = jnp.split(features, 2, axis=-1)
+    # A rotation of (first, second) by the angle, pair by pair.
     turned = (first * cos - second * sin, second * cos + first * sin)
+    # [B, L, N, D / 2, 2] or [B, L, N, 2, D / 2] -> [B, L, N, D]
     return jnp.stack(turned, axis=-1 if interleaved else -2).reshape(features.shape)

@@ -40,8 +40,10 @@ def turns(radians: np.ndarray, times: int = 1) -> Turns:
         radians: Taken as they are in their dtype, to the last bit.  float[K].
         times: How often they are taken, >= 0.
     """
+    # Floats are fractions, so that nothing is rounded before the end.
     exact = [times * fractions.Fraction(float(x)) / (2 * _PI) for x in radians]
     units = [round(fraction * _WORD**2) % _WORD**2 for fraction in exact]
+    # uint32[K, 2] -> two of uint32[K]
     words = np.array([divmod(each, _WORD) for each in units], np.uint32)
     return Turns(*words.reshape(-1, 2).T)
 
@@ -63,6 +65,7 @@ def angles_after(steps: ArrayLike, step: Turns) -> Array:
     count = jnp.asarray(steps, jnp.uint32)[..., None]
     # The upper word of count * step modulo one turn; what overflows are whole turns.
     phase = count * step.high + _upper_word(count, step.low)
+    # Read as signed, a phase beyond half a turn is a turn backwards.
     signed = jax.lax.bitcast_convert_type(phase, jnp.int32)
     return signed.astype(jnp.float32) * np.float32(2 * np.pi / _WORD)
 
@@ -71,6 +74,8 @@ def _upper_word(a: Array, b: np.ndarray) -> Array:
     """The upper 32 bits of a product of 32-bit numbers, by halves.  uint32[...]."""
     half = np.uint32(0xFFFF)
     a_low, a_high, b_low, b_high = a & half, a >> 16, b & half, b >> 16
+    # a b = high 2**32 + (first + second) 2**16 + low: each fits 32 bits, and what
+    # the lower words carry over is counted below.
     low, high = a_low * b_low, a_high * b_high
     first, second = a_low * b_high, a_high * b_low
     carry = ((low >> 16) + (first & half) + (second & half)) >> 16

@@ -65,12 +65,14 @@ def attend(
     else:
         partial = _read_chunks(read, key, value, length, key_chunk)
     out = (partial.out / partial.total).astype(value.dtype)
+    # [B, N, L, 1] -> [B, N, L]
     lse = (partial.maximum + jnp.log(partial.total))[..., 0]
     if length is not None:
         # A row without keys has weighed its masked keys alike; drop that.
         empty = (length == 0)[:, None, None]
         out = jnp.where(empty[..., None], jnp.zeros_like(out), out)
         lse = jnp.where(empty, EMPTY_LSE, lse)
+    # [B, N, L, D] -> [B, L, N, D]
     return out.swapaxes(1, 2), lse
 
 
@@ -91,15 +93,19 @@ def _read(
 ) -> _Partial:
     """Attention to a stretch of keys, the first of which has the index `start`."""
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)  # [B, N, S, D]
+    # float32[B, N, L, S]
     scores = scale * jnp.einsum(
         "BNLD,BNSD->BNLS", query, key, preferred_element_type=jnp.float32
     )
     if length is not None:
         valid = start + jnp.arange(key.shape[2]) < length[:, None]  # [B, S]
+        # [B, 1, 1, S]: added rather than -inf, so that a row without keys is no NaN.
         scores += jnp.where(valid, 0.0, EMPTY_LSE)[:, None, None]
     # No gradient: it cancels in the output and in the log-sum-exp.
     maximum = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.exp(scores - maximum)
+    # The weights in the values' dtype for the matrix units, the sums in float32.
+    # [B, N, L, D]
     out = jnp.einsum(
         "BNLS,BNSD->BNLD",
         weights.astype(value.dtype),
@@ -111,6 +117,7 @@ def _read(
 
 def _combine(first: _Partial, second: _Partial) -> _Partial:
     """Attention to both stretches of keys."""
+    # Both parts are brought to one maximum before they are added.
     maximum = jnp.maximum(first.maximum, second.maximum)
     first_weight = jnp.exp(first.maximum - maximum)
     second_weight = jnp.exp(second.maximum - maximum)
@@ -131,9 +138,11 @@ def _read_chunks(
     """Reads all keys, `key_chunk` at a time and the rest at the end."""
     num_chunks, rest = divmod(key.shape[1], key_chunk)
 
+    # The backward pass makes a chunk's scores again in place of keeping them all.
     @functools.partial(jax.checkpoint, static_argnums=2, prevent_cse=False)
     def step(partial: _Partial, start: Array, size: int) -> _Partial:
         def read_more(partial: _Partial) -> _Partial:
+            # [B, size, N, D] each
             parts = (
                 jax.lax.dynamic_slice_in_dim(array, start, size, axis=1)
                 for array in (key, value)
@@ -149,6 +158,7 @@ def _read_chunks(
     def body(partial: _Partial, start: Array) -> tuple[_Partial, None]:
         return step(partial, start, key_chunk), None
 
+    # The first chunk makes the carry: no running maximum begins at -inf.
     partial = read(key[:, :key_chunk], value[:, :key_chunk], start=0)
     starts = key_chunk * jnp.arange(1, num_chunks, dtype=jnp.int32)
     partial, _ = jax.lax.scan(body, partial, starts)

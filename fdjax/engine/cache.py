@@ -111,6 +111,7 @@ def session_keys(key: jax.Array, num_sessions: int) -> jax.Array:
     """
     check_key(key)
     if key.shape == ():
+        # key[] -> key[B]
         return key[None] if num_sessions == 1 else jax.random.split(key, num_sessions)
     if key.shape != (num_sessions,):
         raise ValueError(
@@ -136,6 +137,7 @@ def stack_caches(
         raise ValueError("stack_caches needs at least one cache, got none.")
     for number, cache in enumerate(caches[1:], start=1):
         _check_alike(caches[0], cache, f"caches[0] and caches[{number}]")
+    # [B1, ...] and [B2, ...] -> [B1 + B2, ...]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *caches)
 
 
@@ -148,6 +150,7 @@ def take_session(
         ValueError: There is no such session.
     """
     index = _check_index(cache, index)
+    # [B, ...] -> [1, ...]
     return jax.tree.map(lambda leaf: leaf[index : index + 1], cache)
 
 
@@ -175,6 +178,7 @@ def put_session(
     _check_alike(cache, session, "the batch and the session")
 
     def put(batch: Array, leaf: Array) -> Array:
+        # [B, ...] with row `index` from [1, ...]
         return jnp.concatenate([batch[:index], leaf, batch[index + 1 :]])
 
     return jax.tree.map(put, cache, session)
@@ -218,6 +222,7 @@ def _check_index(cache: StreamInferencePipelineCache, index: int) -> int:
         raise ValueError(
             f"The batch holds {count} sessions, 0 to {count - 1}; got {index}."
         )
+    # A negative one counts from the end.
     return index % count
 
 
@@ -240,6 +245,7 @@ def _check_alike(
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(second), strict=True
     ):
+        # All but the axis of sessions.
         if a.shape[1:] != b.shape[1:] or a.dtype != b.dtype:
             raise ValueError(
                 f"{names} differ in {jax.tree_util.keystr(path)}: {a.dtype}"

@@ -105,6 +105,7 @@ class TextImageConditioner(Conditioner):
         negative_text = None
         if prompts is not None and self.config.negative_prompt is not None:
             negative = self.encode_part(params, _TEXT, [self.config.negative_prompt])
+            # [1, P, C] -> [B, P, C]
             negative_text = jnp.repeat(negative, len(prompts), axis=0)
         return Conditions(
             text=encoded.get(_TEXT),
@@ -161,6 +162,7 @@ def check_embeddings(
             "negative_text_embeddings must have the channels of text_embeddings, and "
             f"one row or as many, got {negative.shape} and {positive.shape}."
         )
+    # [1, P, C] or [B, P, C] -> [B, P, C]
     return positive, jnp.broadcast_to(negative, (len(positive), *negative.shape[1:]))
 
 

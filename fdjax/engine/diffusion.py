@@ -89,6 +89,7 @@ def denoise(
             chex.assert_equal_shape([flow, solver.latent])
             return (carry, scheduler.update(solver, record, flow, draw)), None
 
+        # [K, ...] -> the steps of this segment
         records = jax.tree.map(lambda column: column[first:last], steps)  # noqa: B023
         state, _ = jax.lax.scan(step, state, (records, draws[first:last]))
     carry, solver = state
@@ -144,6 +145,7 @@ def _by_step(scheduler: Scheduler, draws: Array) -> Array:
             f"draws must have shape {(int(needs.sum()), *draws.shape[1:])}, one for "
             f"each step that needs one, got {draws.shape}."
         )
+    # A scan reads a draw at every step; who needs none gets zeros and ignores them.
     by_step = jnp.zeros((len(needs), *draws.shape[1:]), jnp.float32)
     return by_step.at[np.flatnonzero(needs)].set(draws.astype(jnp.float32))
 
@@ -197,6 +199,7 @@ class DiffusionModel(Component):
         shape, num_draws = transformer.latent_shape(cache), scheduler.num_draws
         noise = self._tokens(noise, cache)
         if noise is not None and noise.shape == (num_draws + 1, *shape):
+            # [draw, B, L, C]; the last one is that of `finalize`.
             noise = noise[:-1]
         initial, draws = split_noise(noise, shape, num_draws, key)
         splits = transformer.splits(scheduler.steps.timestep)
@@ -242,6 +245,7 @@ class DiffusionModel(Component):
             noise = self._tokens(noise, cache)
             every = (self.scheduler.num_draws + 1, *latent.shape)
             if noise is not None and noise.shape == every:
+                # [draw, B, L, C] -> [B, L, C]
                 noise = noise[-1]
             initial, _ = split_noise(noise, latent.shape, 1, key)
             latent = self.scheduler.add_noise(latent, timestep, initial)
@@ -259,6 +263,7 @@ class DiffusionModel(Component):
             return noise
         transformer = self.transformer
         tokens = jnp.zeros(transformer.latent_shape(cache))
+        # The shape [B, T, H, W, C] alone; nothing is computed.
         size = jax.eval_shape(lambda: transformer.unpatchify(tokens, cache)).shape
         if noise.shape[-5:] != size or noise.ndim > 6:
             raise ValueError(
@@ -267,6 +272,7 @@ class DiffusionModel(Component):
             )
         if noise.ndim == 5:
             return transformer.patchify(noise)
+        # [draw, B, T, H, W, C] -> [draw, B, L, C]
         return jax.vmap(transformer.patchify)(noise)
 
 

@@ -73,8 +73,10 @@ def chunk_noise(
 def _draw(model: DiffusionModel, cache: object, index: Array, key: Array) -> Array:
     transformer, keys = model.transformer, stages.chunk_keys(key, index)
     shape, num_draws = transformer.latent_shape(cache), model.scheduler.num_draws
+    # Of the chunk's two keys the first is the solver's, as in `stages`.
     initial, draws = split_noise(None, shape, num_draws, keys[:, 0])
     commit, _ = split_noise(None, shape, 1, keys[:, 1])
     # [draw, B, L, C]
     tokens = jnp.concatenate([initial[None], draws, commit[None]])
+    # [draw, B, T, H, W, C]
     return jax.vmap(lambda each: transformer.unpatchify(each, cache))(tokens)

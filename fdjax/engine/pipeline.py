@@ -123,7 +123,7 @@ class StreamInferencePipeline(Component):
         for number, (name, part) in enumerate(self.components.items()):
             if name not in self._component_names(only):
                 continue
-            part_key = jax.random.fold_in(key, number)
+            part_key = jax.random.fold_in(key, number)  # the same whatever `only` says
             wanted = placement.part_of(sharding, name)
             if wanted is None:
                 params[name] = part.init_params(part_key)
@@ -291,7 +291,7 @@ class StreamInferencePipeline(Component):
         self, conditions: Conditions, height: int | None, width: int | None
     ) -> tuple[int, int]:
         if conditions.image is not None:
-            size = conditions.image.shape[1:3]
+            size = conditions.image.shape[1:3]  # of [B, H, W, 3]
             if (height or size[0], width or size[1]) != size:
                 raise ValueError(
                     f"The image is {size[0]} x {size[1]} pixels but pixel_height, "

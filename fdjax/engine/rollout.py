@@ -56,6 +56,7 @@ def rollout(
 def _join(first: Array, rest: Array) -> Array:
     """[B, T, ...] and [K, B, T, ...] to [B, all T, ...]."""
     rest = jnp.moveaxis(rest, 0, 1)  # [B, K, T, ...]
+    # [B, K T, ...]
     rest = rest.reshape(rest.shape[0], -1, *rest.shape[3:])
     return jnp.concatenate([first, rest], axis=1)
 
@@ -71,6 +72,7 @@ def _split_inputs(inputs: PyTree, num_chunks: int) -> tuple[PyTree, PyTree]:
             )
         if num_chunks == 1:
             return inputs[0], None
+        # The chunks after the first, stacked for the scan: [num_chunks - 1, B, ...]
         return inputs[0], jax.tree.map(lambda *leaves: jnp.stack(leaves), *inputs[1:])
     lengths = {leaf.shape[0] for leaf in jax.tree.leaves(inputs)}
     if lengths != {num_chunks}:

@@ -43,6 +43,7 @@ def empty_caches(
     }
 
 
+# Static besides the pipeline: the latent's rows and columns.
 initialize = jax.jit(empty_caches, static_argnums=(0, 3, 4))
 
 
@@ -76,6 +77,7 @@ def _diffuse_any(
     new_cache, state = model.generate(
         params, cache, control, noise, key=chunk_keys(key, index)[:, 0]
     )
+    # [B, L, C] -> [B, T, H, W, C]
     return new_cache, state, model.transformer.unpatchify(state.clean, cache)
 
 
@@ -126,6 +128,7 @@ def chunk_keys(key: Array, index: Array) -> Array:
     Returns:
         key[B, 2].
     """
+    # Folded by index, so that a chunk's draws need none of the chunks before it.
     return jax.vmap(
         lambda key, index: jax.random.split(jax.random.fold_in(key, index))
     )(key, index)

@@ -32,12 +32,14 @@ def conv_pixels(
         [B, T, H', W', out].
     """
     y = jax.lax.conv_general_dilated(
+        # [B, T, H, W, C] -> [B T, H, W, C]
         x.reshape(-1, *x.shape[2:]),
         kernel,
         window_strides=(stride, stride),
         padding=padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+    # [B T, H', W', out] -> [B, T, H', W', out]
     return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
@@ -59,6 +61,7 @@ def conv_frames(
         [B, (T - t) // time_stride + 1, H, W, out].
     """
     size, rows, columns, _, out = kernel.shape
+    # As many rows and columns come out as go in.
     padding = ((rows // 2, rows // 2), (columns // 2, columns // 2))
     if not fold_time:
         return jax.lax.conv_general_dilated(
@@ -68,9 +71,13 @@ def conv_frames(
             padding=((0, 0), *padding),
             dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
         )
+    # Frames at which the kernel can begin.
     span = x.shape[1] - size + 1
+    # t arrays, each a frame later than the one before.  [B, T', H, W, C]
     seen = [x[:, i : i + span : time_stride] for i in range(size)]
+    # [t, h, w, C, out] -> [h, w, t C, out]
     kernel = kernel.transpose(1, 2, 0, 3, 4).reshape(rows, columns, -1, out)
+    # [B, T', H, W, t C] -> [B, T', H, W, out]
     return conv_pixels(jnp.concatenate(seen, axis=-1), kernel, padding=padding)
 
 
@@ -144,6 +151,7 @@ class CausalConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         size = self.kernel[0] - self.time_stride
         x = x.astype(self.dtype)
+        # [B, size + T, H, W, C]
         if context is None:
             x = jnp.pad(x, [(0, 0), (size, 0), (0, 0), (0, 0), (0, 0)])
         else:
@@ -154,4 +162,5 @@ class CausalConv(nn.Module):
             time_stride=self.time_stride,
             fold_time=self.fold_time,
         )
+        # The context ends the input; counted from the front, as size may be 0.
         return y + bias.astype(self.dtype), x[:, x.shape[1] - size :]

@@ -18,6 +18,8 @@ class ChannelNorm(nn.Module):
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         y = x.astype(jnp.float32)
+        # float32[..., 1]
         length = jnp.sqrt(jnp.sum(jnp.square(y), axis=-1, keepdims=True))
+        # 1e-12 is the floor of torch's `normalize`, which the reference calls.
         y = y / jnp.maximum(length, 1e-12) * (channels**0.5)
         return (y * scale.astype(jnp.float32)).astype(x.dtype)

@@ -48,7 +48,9 @@ def random_params(
             params[path] = full(leaf.shape, path[-1] == "scale", leaf_dtype)
             continue
         kernel = path[-1] == "kernel"
+        # All axes of a kernel but the last, its outputs.
         fan_in = math.prod(leaf.shape[:-1]) if kernel else leaf.shape[-1]
+        # Uniform numbers in [-b, b) have the variance b**2 / 3.
         bound = math.sqrt(3 / fan_in)
         params[path] = _uniform(leaf.shape, leaf_dtype, bound, seeds[number])
     return traverse_util.unflatten_dict(params)
@@ -69,6 +71,8 @@ def hashed_uniform(shape: tuple[int, ...], seed: Array) -> Array:
     count = math.prod(shape)
     if count > 1 << 32:
         raise ValueError(f"at most 2^32 elements can be told apart, got {count}.")
+    # A prime close to 2**32 over the golden ratio: neighbours land far apart
+    # (D. Knuth, "The Art of Computer Programming", volume 3, 6.4).
     x = jax.lax.iota(jnp.uint32, count) * jnp.uint32(2654435761) + seed
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)

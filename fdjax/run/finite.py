@@ -76,6 +76,7 @@ class FiniteWatch:
         self._values = {}
         flags = dict(zip(stages, _all_finite(list(stages.values())), strict=True))
         for flag in flags.values():
+            # On its way beside the chunk: to read it later costs no waiting.
             flag.copy_to_host_async()
         chunk = ChunkFlags(index, flags)
         self._waiting.append(chunk)

@@ -76,9 +76,11 @@ def read_image(path: str | pathlib.Path) -> np.ndarray:
             f"({', '.join(_FORMATS)})."
         ) from None
     turns, mirrored = _ORIENTATIONS.get(stored.get("Orientation", 1), (0, False))
+    # [H, W, channels], or [H, W] of 16 bits
     pixels = np.rot90(pixels, turns)
     pixels = pixels[:, ::-1] if mirrored else pixels
     if deep:
+        # [H, W] -> uint8[H, W, 3]
         return np.repeat((pixels >> 8).astype(np.uint8)[..., None], 3, axis=-1)
     colours, alpha = pixels[..., :3], pixels[..., 3:]
     if alpha.min() == 255:
@@ -158,6 +160,7 @@ def read_video(path: str | pathlib.Path, max_frames: int | None = None) -> np.nd
     if not frames:
         raise ValueError(f"video file {path} cannot be read: it has no frames.")
     try:
+        # [T, H, W, 3]
         video = np.stack(frames)
     except ValueError:
         sizes = sorted({frame.shape[:2] for frame in frames})
@@ -183,6 +186,7 @@ def _shown(video: np.ndarray, matrix: bytes) -> np.ndarray:
     # int32 of the machine, as FFmpeg's libraries give it.
     a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32)
     if abs(b) > abs(a):
+        # [T, H, W, 3] -> [T, W, H, 3]
         video, a, d = video.swapaxes(1, 2), c, b
     video = video[:, ::-1] if d < 0 else video
     video = video[:, :, ::-1] if a < 0 else video
@@ -252,6 +256,7 @@ def resize(
     out = image.astype(np.float32)
     for axis, size in ((-3, height), (-2, width)):
         index, weight = _taps(out.shape[axis], size, method)
+        # [new size, 1, ...]: along its axis, alike for all that follows
         shape = (len(weight[0]),) + (1,) * (-1 - axis)
         out = sum(
             np.take(out, index[tap], axis) * weight[tap].reshape(shape)
@@ -267,6 +272,8 @@ def _linear(distance: np.ndarray) -> np.ndarray:
 
 
 def _cubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
+    # R. Keys, "Cubic convolution interpolation for digital image processing",
+    # 1981; a is OpenCV's.
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = a * (((distance - 5) * distance + 8) * distance - 4)
     return np.where(distance <= 1, near, np.where(distance < 2, far, 0))
@@ -278,10 +285,13 @@ _KERNELS = {"bilinear": (_linear, 1), "bicubic": (_cubic, 2)}
 def _taps(size: int, new_size: int, method: str) -> tuple[np.ndarray, np.ndarray]:
     """Source index and weight of every tap of every output pixel.  [taps, new_size]."""
     kernel, radius = _KERNELS[method]
+    # Pixel centres are at half integers, of the source and of the result.
     centre = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
     offset = np.arange(1 - radius, radius + 1)[:, None]
+    # [taps, new_size]
     index = np.floor(centre).astype(int) + offset
     weight = kernel(np.abs(index - centre))
+    # What lies outside is the border's pixel.
     return np.clip(index, 0, size - 1), weight.astype(np.float32)
 
 
@@ -334,8 +344,10 @@ class FrameSampler:
         """Takes the next frames, uint8[T, H, W, 3]."""
         for frame in frames:
             if self._seen % self._stride == 0:
+                # A copy, as a view would hold the whole chunk.
                 self._kept.append((self._seen, frame.copy()))
                 if len(self._kept) >= 4 * self.count:
+                    # Every other one goes: memory is bounded, the spacing stays even.
                     self._kept = self._kept[::2]
                     self._stride *= 2
             self._seen += 1

@@ -121,6 +121,7 @@ class OutputWriter:
         if not self._writers:
             self._open(chunk)
         leaves = jax.tree.leaves(chunk)
+        # Made bytes on the device: a quarter of float32 goes to the host.
         pixels = [media.to_uint8(x) if self._is_video(x) else x for x in leaves]
         for part, file in self._writers:
             file.write(part.pick(pixels), keep)
@@ -180,7 +181,9 @@ def _tile(views: list[Array]) -> Array:
     columns = len(views) if len(views) > 1 else math.ceil(math.sqrt(sessions))
     rows = -(-len(pictures) // columns)
     gaps = rows * columns - len(pictures)
+    # [rows columns, T, H, W, 3]
     pictures = jnp.pad(pictures, [(0, gaps)] + [(0, 0)] * 4)
+    # [rows, columns, T, H, W, 3]
     grid = pictures.reshape(rows, columns, length, height, width, 3)
     # [T, rows, H, columns, W, 3]
     grid = grid.transpose(2, 0, 3, 1, 4, 5)

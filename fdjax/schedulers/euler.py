@@ -55,7 +55,9 @@ class EulerScheduler(Scheduler):
         last = np.float32(config.num_train_timesteps)
         if config.fixed_timesteps is not None:
             timesteps = np.array(config.fixed_timesteps, np.float32)
+            # A distilled schedule names its timesteps; they are not warped again.
             return timesteps, timesteps / last
+        # float64 up to here, rounded once.
         sigmas = np.append(inference_sigmas(config), 0.0).astype(np.float32)
         return sigmas * last, sigmas
 
@@ -66,6 +68,7 @@ class EulerScheduler(Scheduler):
         return EulerStep(
             timestep=timesteps,
             needs_draw=np.zeros(len(timesteps), bool),
+            # [K + 1] -> [K]
             sigma_change=np.diff(self.sigmas),
         )
 
@@ -78,6 +81,8 @@ class EulerScheduler(Scheduler):
     ) -> LatentState:
         """See `Scheduler.update`; reads no draw."""
         del draw
+        # dx / dsigma = noise - x_0 = flow, as x = (1 - sigma) x_0 + sigma noise.
+        # float32, whatever the network's dtype: many small changes add up.
         return LatentState(
             state.latent + record.sigma_change * flow.astype(jnp.float32)
         )
@@ -109,6 +114,7 @@ class EulerSchedulerConfig(SchedulerConfig):
         super().__post_init__()
         if self.fixed_timesteps is None:
             return
+        # A config is hashable, and a list, as JSON gives one, is not.
         object.__setattr__(self, "fixed_timesteps", tuple(self.fixed_timesteps))
         timesteps, last = self.fixed_timesteps, self.num_train_timesteps
         require(

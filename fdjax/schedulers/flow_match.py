@@ -63,6 +63,7 @@ class FlowMatchScheduler(Scheduler):
     def training_sigmas(self) -> np.ndarray:
         """The warped noise levels of training, highest first, float32[1000]."""
         config = self.config
+        # With one point more the last one, `sigma_min` itself, is cut off below.
         num_points = config.num_train_timesteps + config.extra_one_step
         sigmas = np.linspace(config.sigma_max, config.sigma_min, num_points)
         return warp(sigmas[: config.num_train_timesteps], config.shift).astype(
@@ -87,14 +88,18 @@ class FlowMatchScheduler(Scheduler):
         if config.warp_denoising_step:
             index = config.num_train_timesteps - raw
             timestep = np.append(self.training_timesteps, np.float32(0))[index]
+            # t = 0 is one past the table: it takes the last level.
             index = np.minimum(index, config.num_train_timesteps - 1)
         else:
             timestep = raw.astype(np.float32)
+            # [K, 1] against [1000] -> [K, 1000]
             distance = np.abs(self.training_timesteps - timestep[:, None])
             index = distance.argmin(axis=1)
         if config.timestep_dtype == "int64":
+            # Still float32: what an integer type loses is the fraction.
             timestep = np.trunc(timestep)
         sigma = self.training_sigmas[index]
+        # The level that the next step sees; after the last one nothing is noised.
         following = np.append(sigma[1:], np.float32(0))
         return FlowMatchStep(
             timestep=timestep,
@@ -112,6 +117,7 @@ class FlowMatchScheduler(Scheduler):
         self, state: LatentState, record: FlowMatchStep, flow: Array, draw: Array
     ) -> LatentState:
         """See `Scheduler.update`."""
+        # x_0 = x_sigma - sigma flow, then noised afresh at the next level.
         clean = state.latent - record.sigma * flow.astype(jnp.float32)
         return LatentState(record.keep * clean + record.renoise * draw)
 
@@ -135,6 +141,7 @@ class FlowMatchSchedulerConfig(SchedulerConfig):
     num_inference_steps: int = 4
     """Solver steps; as many as `denoising_timesteps` has entries."""
 
+    # As NVIDIA/flashdreams ships Self-Forcing; its authors' own config says 5.
     shift: float = 8.0
     """Warp of the noise levels; above 1, more steps are spent where noise is high."""
 
@@ -159,6 +166,7 @@ class FlowMatchSchedulerConfig(SchedulerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # A config is hashable, and a list, as JSON gives one, is not.
         object.__setattr__(self, "denoising_timesteps", tuple(self.denoising_timesteps))
         raw, last = self.denoising_timesteps, self.num_train_timesteps
         require(

@@ -44,6 +44,8 @@ def add_noise_of_nearest(
 ) -> Array:
     """`Scheduler.add_noise` by a table of timesteps and their levels, float32[...]."""
     clean, noise = jnp.asarray(clean, jnp.float32), jnp.asarray(noise, jnp.float32)
+    # The table's levels, not timestep / 1000: the reference snaps to the nearest
+    # entry, while the network is told the timestep itself.
     distance = jnp.abs(timesteps - jnp.asarray(timestep, jnp.float32))
     sigma = jnp.asarray(sigmas)[jnp.argmin(distance)]
     return (1 - sigma) * clean + sigma * noise

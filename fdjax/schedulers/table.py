@@ -46,5 +46,6 @@ def schedule_table(scheduler: Scheduler | SchedulerConfig) -> ScheduleTable:
     return ScheduleTable(
         timesteps=np.asarray(scheduler.timesteps, np.float32),
         sigmas=np.asarray(scheduler.sigmas, np.float32),
+        # The end is no step.  [K] -> [K + 1]
         needs_draw=np.append(np.asarray(scheduler.steps.needs_draw, bool), False),
     )

@@ -21,6 +21,7 @@ from fdjax.axes import Array
 from fdjax.contract.scheduler import Scheduler, SchedulerConfig, require
 from fdjax.schedulers.levels import add_noise_of_nearest, inference_sigmas
 
+# Noise scales of Cosmos-Predict2.5's solver, and the rho of arXiv:2206.00364.
 _KARRAS_SIGMA_MAX, _KARRAS_SIGMA_MIN, _KARRAS_RHO = 200.0, 0.01, 7.0
 
 
@@ -96,6 +97,7 @@ class UniPCScheduler(Scheduler):
         coefficients = _coefficients(sigmas, self.config.solver_order)
         # From the float64 levels: float32 ones truncate to a neighbour here and there.
         timesteps = np.trunc(exact * self.config.num_train_timesteps)
+        # [K, 8] -> eight of float32[K]
         columns = np.column_stack([sigmas[:-1], coefficients]).astype(np.float32).T
         needs_draw = np.zeros(len(timesteps), bool)
         return UniPCStep(timesteps.astype(np.float32), needs_draw, *columns)
@@ -111,13 +113,16 @@ class UniPCScheduler(Scheduler):
     ) -> UniPCState:
         """See `Scheduler.update`; reads no draw."""
         del draw
+        # m_k, an estimate of x_0.
         current = state.latent - record.sigma * flow.astype(jnp.float32)
+        # The corrector: x_k once more, now that m_k is known.
         corrected = (
             record.correct_last * state.last
             + record.correct_previous * state.previous
             + record.correct_older * (state.older - state.previous)
             + record.correct_current * (current - state.previous)
         )
+        # The predictor: x_{k+1}.
         latent = (
             record.predict_sample * corrected
             + record.predict_current * current
@@ -151,6 +156,7 @@ def _coefficients(sigmas: np.ndarray, solver_order: int) -> np.ndarray:
     """Corrector and predictor coefficients of every step, float64[K, 7]."""
     num_steps = len(sigmas) - 1
     levels = [float(sigma) for sigma in sigmas]
+    # No more than the memory there is, k + 1, and the steps that are left.
     order = [min(solver_order, k + 1, num_steps - k) for k in range(num_steps)]
     rows = []
     for k in range(num_steps):
@@ -162,11 +168,13 @@ def _coefficients(sigmas: np.ndarray, solver_order: int) -> np.ndarray:
 
 def _predictor(sigmas: list[float], k: int, order: int) -> tuple[float, float, float]:
     """UniP from level k to k + 1: `multistep_uni_p_bh_update` of the Wan solver."""
+    # h, which is infinite in the last step: expm1(-h) = -1 gives m_k itself.
     step = _log_snr(sigmas[k + 1]) - _log_snr(sigmas[k])
     current = -(1 - sigmas[k + 1]) * math.expm1(-step)
     previous = 0.0
     if order == 2:
         ratio = (_log_snr(sigmas[k - 1]) - _log_snr(sigmas[k])) / step
+        # rho is 1/2 at order 2, as the Wan solver sets it without solving for it.
         previous = current * 0.5 / ratio
     return sigmas[k + 1] / sigmas[k], current, previous
 
@@ -181,9 +189,11 @@ def _corrector(
     step = _log_snr(sigmas[k]) - _log_snr(sigmas[k - 1])
     phi = math.expm1(-step)
     previous = -(1 - sigmas[k]) * phi
+    # rho is 1/2 at order 1.
     older, current = 0.0, previous * 0.5
     if order == 2:
         ratio = (_log_snr(sigmas[k - 2]) - _log_snr(sigmas[k - 1])) / step
+        # h_phi_k of the Wan solver, and its right sides h_phi_k k! / B(h).
         k0 = phi / -step - 1
         k1 = k0 / -step - 0.5
         u0, u1 = k0 / phi, 2 * k1 / phi
@@ -203,6 +213,7 @@ class UniPCSchedulerConfig(SchedulerConfig):
 
     _target: type = UniPCScheduler
 
+    # 50 steps and shift 5: defaults of Wan 2.1 for text to video (generate.py).
     num_inference_steps: int = 50
     """Solver steps, at least 2; one more with `use_kerras_sigma`."""
 

@@ -219,6 +219,7 @@ def _with_slots(
                     f"{layer.capacity} are needed."
                 )
             if buffer.shape[-3] != layer.num_slots:
+                # [B, (G,) capacity, N, D] -> [B, (G,) S, N, D]
                 more = [(0, 0)] * buffer.ndim
                 more[-3] = (0, layer.num_slots - layer.capacity)
                 buffer = jnp.pad(kept, more)

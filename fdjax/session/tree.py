@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from fdjax.axes import Array, PyTree
 
 _PLAIN = (type(None), bool, int, float, str)
+# Far deeper than any cache, and short of the interpreter's limit on recursion.
 _MAX_DEPTH = 64
 
 
@@ -50,6 +51,7 @@ def _describe(node: Any, path: str, arrays: dict[str, Array]) -> Any:
         return None
     if hasattr(node, "shape") and hasattr(node, "dtype"):
         if jnp.issubdtype(node.dtype, jax.dtypes.prng_key):
+            # A typed key is its words, and the generator that they are for.
             arrays[path] = jax.random.key_data(node)
             return {"key": path, "impl": str(jax.random.key_impl(node))}
         arrays[path] = node
@@ -131,6 +133,7 @@ def _name(kind: type) -> str:
 
 def _find(name: str) -> type:
     module, _, path = name.partition(":")
+    # A file imports nothing: it can name only what is loaded.
     found: Any = sys.modules.get(module)
     for part in path.split("."):
         found = getattr(found, part, None)
@@ -143,6 +146,7 @@ def _find(name: str) -> type:
 
 
 def _is_struct(kind: type) -> bool:
+    # The mark that `flax.struct.dataclass` leaves on its classes.
     return dataclasses.is_dataclass(kind) and hasattr(kind, "_flax_dataclass")
 
 

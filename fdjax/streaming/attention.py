@@ -73,13 +73,16 @@ class StreamingAttention:
         layout, table = state.layout, self.tables[state.layout]
         num_tokens = layout.ring_tokens(self.num_chunks)
         rotated = self.rope.rotate(key, table)
+        # [B, L, N, D] into [B, S, N, D]
         keys = layout.write(state.keys, rotated, num_tokens)
         values = layout.write(state.values, value, num_tokens)
         raw_keys = state.raw_keys
+        # Cache-relative mode keeps the keys unturned, as their ranks will change.
         if raw_keys is not None:
             raw_keys = layout.write(raw_keys, key, num_tokens)
         query = self.rope.rotate(query, table)
         length = layout.valid_length(num_tokens)
+        # A chunk sees itself at least, so that no length is 0.
         out = attend(query, keys, values, length=length, nonempty=True)
         return LayerKV(keys, values, layout, raw_keys), out
 
@@ -106,7 +109,9 @@ class SelfContainedAttention:
     ) -> tuple[None, Array]:
         """See `SelfAttentionFn`; keeps no state."""
         query, key = (self.rope.rotate(x, self.table) for x in (query, key))
+        # [B, L, N, D] each; the keys are the sequence's own.
         if self.mask is None:
             return state, attend(query, key, value)
+        # bool[L, L] -> [1, 1, L, L]; `attend` takes lengths and no mask.
         mask = self.mask if self.mask.ndim == 4 else self.mask[None, None]
         return state, jax.nn.dot_product_attention(query, key, value, mask=mask)

@@ -42,16 +42,19 @@ class KVCache:
             height: Latent rows.
             width: Latent columns.
         """
+        # Without guidance the axis G is left out, not 1.
         branches = () if layout.num_branches == 1 else (layout.num_branches,)
         layers = layout.tokens(height, width) if layout.has_memory else ()
 
         def buffers() -> tuple[Array, ...]:
             heads = layout.kv_heads, layout.rope.head_dim
+            # [B, (G,) S, N, D] per layer
             return tuple(
                 jnp.zeros((batch, *branches, layer.num_slots, *heads), layout.dtype)
                 for layer in layers
             )
 
+        # uint32: an int32 would overflow at half of the age.
         num_chunks = jnp.zeros((batch,), jnp.uint32)
         return cls(keys=buffers(), values=buffers(), num_chunks=num_chunks)
 

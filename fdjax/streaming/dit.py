@@ -156,6 +156,7 @@ class StreamingDiT(Transformer):
 
     def latent_shape(self, cache: StreamCache) -> tuple[int, int, int]:
         """(B, L, C * patch volume) of one chunk."""
+        # A chunk is of as many tokens in every layer.
         [layer, *_] = self.layout.tokens(cache.height, cache.width)
         return cache.batch, layer.chunk, self.layout.features
 
@@ -173,6 +174,7 @@ class StreamingDiT(Transformer):
             extras=self.prepare(params, cache, control),
             control=control,
             rotated_keys=self._rotated_keys(cache),
+            # [B, G, ...] -> [B G, ...]: the network knows rows only.
             cache=self._map_rows(self._fold, cache),
         )
 
@@ -204,6 +206,7 @@ class StreamingDiT(Transformer):
             keys = tuple(state.keys for state in states)
             if workspace.rotated_keys:
                 workspace = dataclasses.replace(workspace, rotated_keys=keys)
+                # What was written is scratch among the turned keys; the raw ones stay.
                 keys = kv.keys
             values = tuple(state.values for state in states)
             kv = dataclasses.replace(kv, keys=keys, values=values)
@@ -211,6 +214,7 @@ class StreamingDiT(Transformer):
             workspace = dataclasses.replace(workspace, cache=cache)
         if self.layout.num_branches > 1:
             pairs = flow.reshape(-1, 2, *flow.shape[1:])  # [B, G, L, C]
+            # [B, L, C] each
             conditional, unconditional = pairs[:, 0], pairs[:, 1]
             scale = self.layout.guidance_scale
             flow = unconditional + scale * (conditional - unconditional)
@@ -218,6 +222,7 @@ class StreamingDiT(Transformer):
 
     def release(self, workspace: Workspace) -> tuple[StreamCache, Residue]:
         """The cache, and the control for `commit`."""
+        # [B G, ...] -> [B, G, ...]
         cache = self._map_rows(self._unfold, workspace.cache)
         return cache, Residue(control=workspace.control)
 
@@ -256,6 +261,7 @@ class StreamingDiT(Transformer):
                 )
             ],
         )
+        # In cache-relative mode the turned keys served this pass alone.
         keys = tuple(s.raw_keys if relative else s.keys for s in states)
         values = tuple(state.values for state in states)
         kv = KVCache(keys=keys, values=values, num_chunks=num_chunks)
@@ -286,6 +292,7 @@ class StreamingDiT(Transformer):
             return conditional
         if unconditional is None:
             unconditional = conditional
+        # [B, G, ...] -> [B G, ...]
         return self._fold(jnp.stack([conditional, unconditional], axis=1))
 
     def _fold(self, tree: PyTree) -> PyTree:
@@ -325,6 +332,7 @@ class StreamingDiT(Transformer):
         layers: tuple[Any, ...] = tuple(states)
         if layout.has_memory:
             num_chunks = cache.kv.num_chunks
+            # uint32[B] -> [B G]; that of a single session serves all of its rows.
             if cache.batch > 1:
                 num_chunks = self.rows(num_chunks)
             tables = dict(zip(self._timelines, workspace.tables, strict=True))
@@ -382,11 +390,13 @@ class StreamingDiT(Transformer):
             return ()
         num_chunks = cache.kv.num_chunks
 
+        # Layers of one layout share a table.
         @functools.cache
         def table(frames: KVLayout, num_slots: int) -> RopeTable:
             count = frames.ring_tokens(num_chunks)
             table = self._table(cache, frames.slot_positions(count))
             padding = num_slots - table.cos.shape[-2]
+            # [..., capacity, D / 2] -> [..., S, D / 2]
             # What is padding is zero, whatever its angle.
             return RopeTable(
                 *(jnp.pad(part, [(0, 0), (0, padding), (0, 0)]) for part in table)
@@ -410,5 +420,6 @@ class StreamingDiT(Transformer):
         grid = self.layout.grid(cache.height, cache.width)
         angles = self.layout.rope.angles(positions, *grid, offset=offset, stride=stride)
         if cache.batch > 1:
+            # [B, L, D / 2] -> [B G, L, D / 2]
             angles = self.rows(angles)
         return rope_table(angles, self.layout.dtype)

@@ -60,6 +60,7 @@ class StreamLayout:
                 "num_kv_heads must divide num_heads, got "
                 f"{self.kv_heads} and {self.num_heads}."
             )
+        # Made now, so that sizes that cannot work are refused here.
         _ = self.frames
 
     @property
@@ -70,6 +71,7 @@ class StreamLayout:
     @property
     def num_branches(self) -> int:
         """Branches of guidance, G."""
+        # At scale 1 the unconditional flow has no weight.
         return 2 if self.guidance_scale > 1 else 1
 
     @property
@@ -101,6 +103,7 @@ class StreamLayout:
         if multiple is None:
             multiple = _GPU_SLOTS if jax.default_backend() == "gpu" else 1
         return tuple(
+            # A frame is rows * columns tokens that are cached and dropped together.
             KVLayout(
                 sink=frames.sink * rows * columns,
                 window=frames.window * rows * columns,

@@ -18,8 +18,10 @@ def patchify(latent: Array, patch: Sequence[int]) -> Array:
     batch, *sizes, channels = latent.shape
     grid = [size // part for size, part in zip(sizes, patch, strict=True)]
     split = [size for pair in zip(grid, patch, strict=True) for size in pair]
+    # Channel first, as a convolution's weight [out, in, t, h, w] is flattened.
     # [B, T', H', W', C, t, h, w]
     x = latent.reshape(batch, *split, channels).transpose(0, 1, 3, 5, 7, 2, 4, 6)
+    # [B, T' H' W', C t h w]
     return x.reshape(batch, grid[0] * grid[1] * grid[2], -1)
 
 
@@ -35,6 +37,9 @@ def unpatchify(tokens: Array, sizes: Sequence[int], patch: Sequence[int]) -> Arr
         [B, T, H, W, C].
     """
     grid = [size // part for size, part in zip(sizes, patch, strict=True)]
+    # [B, L, C t h w] -> [B, T', H', W', C, t, h, w]
     x = tokens.reshape(len(tokens), *grid, -1, *patch)
+    # [B, T', t, H', h, W', w, C]
     x = x.transpose(0, 1, 5, 2, 6, 3, 7, 4)
+    # [B, T, H, W, C]
     return x.reshape(len(tokens), *sizes, -1)

@@ -59,11 +59,13 @@ def ordered_kv(layout: StreamLayout, cache: StreamCache, layer: int = 0) -> Orde
         )
     tokens = layout.tokens(cache.height, cache.width)[layer]
     chunks = np.asarray(cache.kv.num_chunks).tolist()
+    # [B, S]; -1 where a young session has no token
     positions = np.full((len(chunks), tokens.capacity), -1, np.int64)
     slots = np.zeros_like(positions)
     for row, count in enumerate(chunks):
         held = _held(tokens, count * tokens.chunk)
         positions[row, : len(held)] = held
+        # The slot that the cache gave the token; in int64, where no age is too great.
         ring = tokens.sink + (held - tokens.sink) % tokens.window
         slots[row, : len(held)] = np.where(held < tokens.sink, held, ring)
     valid = positions >= 0
@@ -71,6 +73,7 @@ def ordered_kv(layout: StreamLayout, cache: StreamCache, layer: int = 0) -> Orde
     def sort(buffer: np.ndarray) -> np.ndarray:
         # [B, (G,) S, N, D]
         axes = (1,) if buffer.ndim == 5 else ()
+        # [B, S] -> [B, (1,) S, 1, 1]
         index = np.expand_dims(slots, (*axes, -2, -1))
         seen = np.expand_dims(valid, (*axes, -2, -1))
         taken = np.take_along_axis(buffer, index, axis=-3)
@@ -87,5 +90,6 @@ def ordered_kv(layout: StreamLayout, cache: StreamCache, layer: int = 0) -> Orde
 def _held(layout: KVLayout, total: int) -> np.ndarray:
     """Positions of the tokens in view after `total` of them, ascending.  int64[n]."""
     sink = np.arange(min(layout.sink, total), dtype=np.int64)
+    # The ring's part begins behind the sink, however young the session is.
     oldest = max(layout.sink, total - layout.window)
     return np.concatenate([sink, np.arange(oldest, total, dtype=np.int64)])

@@ -121,12 +121,14 @@ def check_scheduler(case: PipelineCase) -> None:
         "sigmas and timesteps have one entry per step, and one for the end"
     )
     assert (np.diff(sigmas) < 0).all(), f"sigmas must decrease, got {sigmas}"
+    # Two latents and a draw per step, float32[64] each.
     noise, clean, *draws = jax.random.normal(
         jax.random.key(0), (2 + len(needs), 64), jnp.float32
     )
     state = scheduler.init(noise)
     for index, (needed, draw) in enumerate(zip(needs, draws, strict=True)):
         record = jax.tree.map(lambda column: column[index], steps)  # noqa: B023
+        # x = (1 - sigma) x_0 + sigma noise, so that this is noise - x_0.
         flow = (state.latent - clean) / sigmas[index]
         following = scheduler.update(state, record, flow, draw * needed)
         if needed:
@@ -270,6 +272,7 @@ def check_decoder_state(case: PipelineCase) -> None:
     cache = case.cache()
     transformer = case.pipeline.diffusion_model.transformer
     shape = latent_size(transformer, cache.transformer_cache)
+    # Four chunks to decode, and one in place of the second.
     *latents, other = jax.random.normal(jax.random.key(0), (5, *shape))
     step = functools.partial(stages.decode, decoder, case.params()["decoder"])
     assert _check_state("decode", step, cache.decoder_cache, latents, other), (
@@ -290,7 +293,9 @@ def _check_state(
     Raises:
         AssertionError: It is written and never read.
     """
+    # Past the first chunk, which may have a structure of its own.
     state, _ = step(state, inputs[0])
+    # Two states that differ by the last input only.
     first, _ = step(state, inputs[1])
     second, _ = step(state, inputs[1] if other is None else other)
     written, read = not same(first, second), False
@@ -317,6 +322,7 @@ def check_window(case: PipelineCase) -> None:
     if not isinstance(transformer, StreamingDiT) or not transformer.layout.has_memory:
         return
     frames = transformer.layout.frames
+    # Chunks that fill every layer's buffer, and those until a ring comes around.
     full = max(each.capacity // each.chunk for each in frames)
     turn = max(each.window // math.gcd(each.window, each.chunk) for each in frames)
     cache, _ = case.run(case.cache(), range(full))
@@ -348,6 +354,7 @@ def _check_visible(
             ]
             if not any(layers):
                 continue
+            # The ends of a frame that is seen must reach the flow, of others nothing.
             for tokens in _ends(transformer, stream) if seen else (slice(None),):
                 changed = _with_other_frame(transformer, stream, frame, tokens, layers)
                 differs = not same(flow(changed, control, latent), expected)
@@ -389,6 +396,7 @@ def _with_other_frame(
         if not chosen:
             continue
         layout = transformer.layout.frames[layer]
+        # The frame's slot, counted in frames.
         slot = frame
         if frame >= layout.sink:
             slot = layout.sink + (frame - layout.sink) % layout.window

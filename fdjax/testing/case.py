@@ -211,9 +211,11 @@ def same(first: PyTree, second: PyTree) -> bool:
 def to_host(tree: PyTree) -> list[np.ndarray]:
     """Copies of all leaves; of keys, their words."""
     return [
+        # numpy has no typed keys.
         np.asarray(jax.random.key_data(leaf))
         if isinstance(leaf, jax.Array)
         and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        # A copy, as a view would change with a donated buffer.
         else np.array(leaf)
         for leaf in jax.tree.leaves(tree)
     ]

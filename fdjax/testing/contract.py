@@ -110,6 +110,7 @@ def check_resume(case: PipelineCase) -> None:
     _, unbroken = case.run(cache, range(2, case.num_chunks))
     leaves, structure = jax.tree.flatten(cache)
     leaves = [
+        # A typed key goes to the host as its words.
         jax.random.wrap_key_data(jax.numpy.array(jax.random.key_data(leaf)))
         if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         else jax.numpy.asarray(np.asarray(leaf))
@@ -184,6 +185,7 @@ def check_compilations(case: PipelineCase) -> None:
     cache = case.cache()
     codecs = sum(part is not None for part in (pipeline.encoder, pipeline.decoder))
     for index, input in enumerate(inputs):
+        # At first the codecs and the network, then the codecs' later chunks, then none.
         limit = (codecs + 1, codecs)[index] if index < 2 else 0
         with count_compilations() as compilations:
             cache, _ = pipeline.generate(params, cache, input)
@@ -235,6 +237,7 @@ def check_rollout(case: PipelineCase) -> None:
     )
     assert (np.asarray(cache.autoregressive_index) == case.num_chunks).all()
     hint = "rollout differs from generate and finalize in a loop"
+    # Chunks joined along T.  [B, all T, H, W, C]
     actual, desired = np.asarray(scanned, np.float32), np.concatenate(loop, axis=1)
     assert_close(actual, desired, hint=hint)
 
@@ -275,6 +278,7 @@ def check_sessions(case: PipelineCase) -> None:
     videos = []
     for step in range(chunks):
         inputs = case.input(3 + step), case.input(1 + step)
+        # Each session has the input of its own age.  [B1 + B2, ...]
         input = jax.tree.map(lambda *leaves: np.concatenate(leaves), *inputs)
         batch, video = pipeline.generate(params, batch, input)
         videos.append(np.asarray(video, np.float32))
@@ -283,6 +287,7 @@ def check_sessions(case: PipelineCase) -> None:
     _, alone_new = case.run(new, range(1, 1 + chunks))
     hint = "sessions of one batch mix: a row depends on another row, or on its age"
     for video, *alone in zip(videos, alone_old, alone_new, strict=True):
+        # [B1, ...] and [B2, ...] -> [B1 + B2, ...]
         assert_close(video, np.concatenate(alone), SESSION_TOLERANCE, hint=hint)
     single = take_session(batch, 1)
     assert signature(single) == signature(take_session(batch, 0))

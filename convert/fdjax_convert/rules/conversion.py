@@ -95,6 +95,7 @@ class Conversion:
         leaves = {}
         for step in self.steps:
             dtype = common_dtype(self.source[key].dtype for key in step.keys)
+            # Integers, such as tables of indices, keep their type.
             wanted = self.dtype if is_float(dtype) else None
             for slot, path in enumerate(step.paths):
                 leaves[path] = LazyTensor(
@@ -138,6 +139,7 @@ class Conversion:
         made = []
         for leaf, dtype in zip(leaves, dtypes, strict=True):
             narrow = cast(leaf, dtype)
+            # NaNs of the source were noted when it was read; this is the cast's doing.
             if narrow is not leaf and is_finite(leaf) and not is_finite(narrow):
                 self.problems.add(step.keys[0], f"overflows in {np.dtype(dtype)}")
             made.append(narrow)
@@ -152,6 +154,7 @@ class Conversion:
 
     def _match(self, rules: Sequence[Rule], problems: Problems) -> None:
         """Finds the rule of every key and the key of every leaf."""
+        # By rule and the values of its groups: the keys, by their place in its sources.
         found: dict[tuple[int, tuple[str, ...]], dict[int, str]] = {}
         patterns = [
             (index, slot, re.compile(source))
@@ -191,6 +194,7 @@ class Conversion:
     ) -> None:
         """Settles which step fills which leaf; aliases give way to the real names."""
         filled: dict[str, str] = {}
+        # False sorts before True: the real names first.
         for step in sorted(steps, key=lambda step: step.rule.alias):
             if step.rule.alias and all(path in filled for path in step.paths):
                 self.duplicates.append(step)
@@ -286,6 +290,7 @@ def convert(
     conversion = Conversion(source, rules, target_shapes, dtype)
     leaves = {}
     for path, leaf in conversion.lazy_leaves().items():
+        # A copy, as what was read may be a view of the file.
         leaves[path] = np.array(contiguous(leaf.read()))
         leaf.release()
     conversion.finish()

@@ -59,6 +59,7 @@ def _inverse_steps(
     leaves: Mapping[str, Any], rules: Sequence[Rule], problems: Problems
 ) -> Iterator[tuple[Rule, tuple[str, ...], tuple[str, ...]]]:
     """Yields (rule, keys, paths) for every complete application of a rule."""
+    # By rule and the values of its groups: the leaves that are there.
     found: dict[tuple[int, tuple[str, ...]], set[str]] = {}
     for path in leaves:
         hits = list(matching.rules_of(path, rules))

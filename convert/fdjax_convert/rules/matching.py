@@ -77,6 +77,7 @@ def rules_of(path: str, rules: Sequence[Rule]) -> Iterator[tuple[int, tuple[str,
         if rule.alias:
             continue
         for target in rule.targets:
+            # All sources of a rule have the same groups.
             pattern = _target_expression(target, parse_pattern(rule.sources[0]).groups)
             if match := pattern.fullmatch(path):
                 values = (

@@ -46,6 +46,7 @@ def parse_pattern(source: str) -> Pattern:
         if letter == "\\":
             position += 1
             letter = source[position : position + 1]
+            # \d or \w stands for many letters, \. for one.
             if not letter or letter.isalnum():
                 raise ValueError(f"\\{letter} outside a group in pattern {source!r}")
         elif letter in _SPECIAL:
@@ -71,8 +72,10 @@ def target_pattern(target: str, groups: Sequence[str]) -> str:
     seen: set[str] = set()
     pieces = []
     for index, part in enumerate(_REFERENCE.split(target)):
+        # `split` by one group gives text and group numbers in turn.
         if index % 2 == 0:
             pieces.append(re.escape(part))
+        # A group that comes again must have matched the same text.
         elif part in seen:
             pieces.append(f"(?P=g{part})")
         else:

@@ -51,6 +51,7 @@ def place(
         conversion.release(step)
         progress(conversion.num_bytes(step))
 
+    # One step behind: the next leaf is read while the devices make this one.
     before = None
     for step in conversion.steps:
         places = [flat[path] for path in step.paths]
@@ -58,6 +59,7 @@ def place(
             made = _make_on_host(conversion, step, places)
         else:
             made, finite, fits = _make(conversion, step, places[0])
+            # Flags stay on the device until the end, so that no leaf waits for them.
             checks.append((step, finite, fits))
         spread = map(placement.spread, made, places)
         leaves |= zip(step.paths, spread, strict=True)
@@ -111,6 +113,7 @@ def _turn(
         _largest(after.dtype) < _largest(before.dtype)
         for before, after in zip(turned, leaves, strict=True)
     ]
+    # A cast to a type as wide or wider cannot overflow.
     fits = tuple(
         _is_finite(leaf) if narrow else jnp.bool_(True)
         for leaf, narrow in zip(leaves, narrower, strict=True)

@@ -10,6 +10,7 @@ SUMMARIZED = 5000
 
 _MOST = 100  # problems in a message; all of them are in the error
 _LONGEST = 400  # letters of one
+# A layer's number stands between separators; the 3 of conv3d is part of a word.
 _NUMBER = re.compile(r"(?<=[._/])([0-9]+)(?=[./]|$)")
 
 

@@ -53,6 +53,7 @@ IDENTITY = Transform("identity", _same, _same)
 
 def transpose(*axes: int) -> Transform:
     """Flax axis i is published axis `axes[i]`."""
+    # `argsort` of a permutation is its inverse.
     inverse = tuple(int(axis) for axis in np.argsort(axes))
 
     def check(array: Any) -> Any:
@@ -121,6 +122,7 @@ def split(count: int, axis: int = 0) -> Transform:
                 f"axis {axis} must be divisible by {count}, shape {array.shape}"
             )
         size = array.shape[axis] // count
+        # By slices, which are views and alike in numpy and JAX.
         before = (slice(None),) * (axis % array.ndim)
         return tuple(
             array[(*before, slice(part * size, (part + 1) * size))]
@@ -157,13 +159,18 @@ def stack_heads(count: int) -> Transform:
                 f"axis 0 must be {num_heads} heads of {head_dim}, "
                 f"shape {arrays[0].shape}"
             )
+        # count of [N D, M] -> [count, N D, M]
         stacked = _namespace(arrays[0]).stack(arrays)
+        # [count, N, D, M]; a bias has no M.
         heads = stacked.reshape(count, num_heads, head_dim, *rest)
+        # [M, count, N, D]
         return heads.transpose(*range(3, heads.ndim), 0, 1, 2)
 
     def to_torch(array: Any) -> Any:
         heads = array.ndim - 3
+        # [M, count, N, D] -> [count, N, D, M]
         array = array.transpose(heads, heads + 1, heads + 2, *range(heads))
+        # count of [N D, M]
         return tuple(array.reshape(count, -1, *array.shape[3:]))
 
     return Transform(f"stack_heads({count})", to_flax, to_torch, shaped=True)
@@ -194,9 +201,11 @@ def conv_as_matrix(*window: int) -> Transform:
     def to_flax(array: Any) -> Any:
         if array.shape[2:] != window:
             raise ValueError(f"the window must be {window}, shape {array.shape}")
+        # [out, in, *window] -> [in window, out]
         return array.reshape(array.shape[0], -1).T
 
     def to_torch(array: Any) -> Any:
+        # [in window, out] -> [out, in, *window]
         return array.T.reshape(array.shape[1], -1, *window)
 
     return Transform(f"conv_as_matrix{window}", to_flax, to_torch)
@@ -209,17 +218,21 @@ def regroup(sizes: Sequence[int], order: Sequence[int]) -> Transform:
     (channel, 1, 2, 2) by `regroup((1, 2, 2, -1), (3, 0, 1, 2))`.
     """
     sizes, order = tuple(sizes), tuple(order)
+    # `argsort` of a permutation is its inverse.
     inverse_order = tuple(int(axis) for axis in np.argsort(order))
 
     def permute(array: Any, grouped_sizes: Sequence[int], axes: Sequence[int]) -> Any:
+        # A size of -1 makes the product negative.
         if array.shape[0] % abs(math.prod(grouped_sizes)):
             raise ValueError(
                 f"axis 0 must be divisible by {abs(math.prod(grouped_sizes))}, "
                 f"shape {array.shape}"
             )
         rest = array.shape[1:]
+        # [rows, ...] -> [*sizes, ...]
         grouped = array.reshape(*grouped_sizes, *rest)
         tail = range(len(axes), len(axes) + len(rest))
+        # [*sizes in their new order, ...] -> [rows, ...]
         return grouped.transpose(*axes, *tail).reshape(array.shape)
 
     return Transform(

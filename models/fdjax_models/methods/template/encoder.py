@@ -27,6 +27,7 @@ class TemplateEncoder(StreamingEncoder):
 
     def init_params(self, key: jax.Array) -> Params:
         """Random weights."""
+        # Only the last axis decides the shapes of weights.
         pixel = jnp.zeros((1, self.config.in_channels))
         shapes = jax.eval_shape(self.projection.init, key, pixel)
         return random_params(shapes["params"], key)

@@ -32,6 +32,7 @@ class TemplateNetwork(nn.Module):
             return nn.Dense(features, dtype=self.dtype)
 
         def norm() -> nn.LayerNorm:
+            # 1e-5 is torch's epsilon; the fast variance cancels in low precision.
             return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=self.dtype)
 
         width = self.model_dim
@@ -55,6 +56,7 @@ class TemplateNetwork(nn.Module):
 
     def context(self, text: Array) -> Array:
         """What the conditions add to every token.  [B, P, C] to [B, 1, M]."""
+        # [B, P, C] -> [B, P, M] -> [B, 1, M]
         return self.context_proj(text).mean(axis=1, keepdims=True)
 
     def control(self, tokens: Array) -> Array:
@@ -83,7 +85,9 @@ class TemplateNetwork(nn.Module):
         Returns:
             The flow, float32[B, L, C * patch volume], and the state of `attention`.
         """
+        # [] -> [1] -> [M]
         time = self.timestep_in(jnp.asarray(timestep, self.dtype)[None])
+        # [B, L, M] + [B, 1, M] + [M]
         x = self.input_proj(latent) + context + self.timestep_out(nn.silu(time))
         if control is not None:
             x = x + control
@@ -93,8 +97,10 @@ class TemplateNetwork(nn.Module):
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         state, attended = attention(query, key, value, state)
+        # [B, L, N, D] -> [B, L, M]
         x = x + self.attn_out(attended.reshape(x.shape))
         y = self.ffn_in(self.norm2(x))
+        # The exact GELU, torch's default; Flax's is the tanh approximation.
         x = x + self.ffn_out(nn.gelu(y, approximate=False))
         return self.output_proj(x).astype(jnp.float32), state
 

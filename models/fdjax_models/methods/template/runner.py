@@ -29,6 +29,7 @@ class TemplateRunner(Runner):
         size = self.pipeline.latent_size(
             self.config.pixel_height, self.config.pixel_width
         )
+        # [B, T, H, W, C]
         shape = (1, transformer.len_t, *size, encoder.in_channels)
         key = jax.random.key(self.config.input_seed)
         return RunnerInputs(
@@ -42,6 +43,7 @@ class TemplateRunner(Runner):
         """Random conditions, as a text encoder would give them."""
         del params, inputs
         transformer: Any = self.config.pipeline.diffusion_model.transformer
+        # [text and negative text, B, P, C]
         shape = (2, 1, self.config.num_context_tokens, transformer.context_dim)
         # Apart from those of the controls, of which there are fewer than 2**31.
         key = jax.random.fold_in(jax.random.key(self.config.input_seed), 2**31)

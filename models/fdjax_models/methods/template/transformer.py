@@ -42,6 +42,7 @@ class TemplateTransformer(StreamingDiT):
 
     def init_params(self, key: jax.Array) -> Params:
         """Random weights."""
+        # [B, P, C]: only its last axis decides the shapes of weights.
         text = jnp.zeros((1, 1, self.config.context_dim))
         init = functools.partial(self.network.init, method="touch")
         return random_params(jax.eval_shape(init, key, text)["params"], key)
@@ -70,6 +71,7 @@ class TemplateTransformer(StreamingDiT):
         """What the control adds to each token, [B G, L, M]."""
         if control is None:
             return None
+        # [B, T, H, W, C] -> [B G, L, C * patch volume]
         tokens = self.rows(self.patchify(control))
         return self._apply(params, tokens, method="control")
 

@@ -35,9 +35,11 @@ def encode_raw(encoder: TaehvEncoder, params: Params, video: jax.Array) -> jax.A
         Latents.  float32[B, T, H, W, C].
     """
     ratio = encoder.config.temporal_ratio
+    # [B, 1 + 4 (T - 1), H, W, 3] -> [B, 4 T, H, W, 3]
     video = jnp.concatenate([jnp.repeat(video[:, :1], ratio - 1, 1), video], axis=1)
     height, width = (n // encoder.config.spatial_ratio for n in video.shape[2:4])
     memories = encoder_memories(encoder.config, len(video), height, width)
+    # The networks of TAEHV work on pixels in [0, 1].
     latent, _ = encoder.network.apply({"params": params}, (video + 1) / 2, memories)
     return latent.astype(jnp.float32)
 
@@ -46,6 +48,7 @@ def decode_raw(decoder: TaehvDecoder, params: Params, latent: jax.Array) -> jax.
     """Decodes whole clips at once, unclamped; the inverse of `encode_raw`."""
     memories = decoder_memories(decoder.config, len(latent), *latent.shape[2:4])
     rgb, _ = decoder.network.apply({"params": params}, latent, memories)
+    # [B, 4 T, H, W, 3] -> [B, 1 + 4 (T - 1), H, W, 3], in [-1, 1]
     return 2 * rgb[:, decoder.config.temporal_ratio - 1 :].astype(jnp.float32) - 1
 
 
@@ -62,6 +65,7 @@ def reconstruction_loss(video: jax.Array, target: jax.Array) -> jax.Array:
     for level in range(3):
         error = video - target
         loss += jnp.abs(error).mean()
+        # Neighbours below and to the right.
         for axis in (2, 3):
             loss += jnp.abs(jnp.diff(error, axis=axis)).mean()
         if level < 2:
@@ -71,6 +75,7 @@ def reconstruction_loss(video: jax.Array, target: jax.Array) -> jax.Array:
 
 def _halve(video: jax.Array) -> jax.Array:
     b, t, h, w, c = video.shape
+    # [B, T, H / 2, 2, W / 2, 2, C] -> [B, T, H / 2, W / 2, C]
     return video.reshape(b, t, h // 2, 2, w // 2, 2, c).mean((3, 5))
 
 
@@ -83,6 +88,7 @@ def loss_and_statistics(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
     """Returns the loss, and the latents' mean and deviation and the PSNR."""
     latent = encode_raw(encoder, params["encoder"], video)
+    # [C] each; a channel that is constant yet is not divided by 0.
     mean = latent.mean((0, 1, 2, 3))
     deviation = latent.std((0, 1, 2, 3)) + 1e-4
     whitened = (latent - mean) / deviation
@@ -96,12 +102,14 @@ def loss_and_statistics(
 def psnr(video: jax.Array, target: jax.Array) -> jax.Array:
     """Returns the peak signal-to-noise ratio in dB of video in [-1, 1]."""
     error = jnp.square(jnp.clip(video, -1, 1) - target).mean()
+    # The range is 2 wide, and its square 4.
     return 10 * jnp.log10(4.0 / error)
 
 
 def fold_statistics(params: Params, mean: jax.Array, deviation: jax.Array) -> Params:
     """Returns encoder weights whose latents come out whitened."""
     last = params["conv_out"]
+    # The output channels are a kernel's last axis: [..., C] over [C].
     folded = {
         "kernel": last["kernel"] / deviation,
         "bias": (last["bias"] - mean) / deviation,
@@ -145,6 +153,7 @@ def make_steps(
         grads, m, d = parallel.mean((grads, m, d))
         updates, opt_state = optimizer.update(grads, opt_state, params)
         params = apply(params, updates, rate)
+        # Over the last 200 steps or so, statistics over 50.
         average = optax.incremental_update(params, average, 0.005)
         mean, deviation = optax.incremental_update((m, d), (mean, deviation), 0.02)
         return (params, opt_state, average, mean, deviation), (loss, quality)

@@ -38,12 +38,15 @@ def make_clip(key: jax.Array, num_chunks: int, num_frames: int | None = None) ->
     start = simulator.random_pose(key_pose, world)
     frames = (num_chunks - 1) * FRAMES_PER_CHUNK
     controls, poses = walks.random_walk(key_walk, world, start, frames)
+    # The start, then a pose per frame.  [1 + 4 (T - 1), ...]
     poses = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, poses)
     seen = jax.tree.map(lambda x: x[:num_frames], poses)
     video = rendering.render_walk(world, seen)
+    # [4 (T - 1), 2] -> [T - 1, 4, 2]
     controls = controls.reshape(num_chunks - 1, FRAMES_PER_CHUNK, 2)
     return Clip(
         video=video.astype(jnp.bfloat16),
+        # [T, 4, 2]
         controls=jnp.concatenate([jnp.zeros((1, FRAMES_PER_CHUNK, 2)), controls]),
         tokens=text.tokens_of_style(world.style),
     )

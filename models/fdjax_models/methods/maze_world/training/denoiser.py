@@ -99,6 +99,7 @@ class Denoiser:
             float32[B, T L, C].
         """
         variables = {"params": params["transformer"]}
+        # int32[B, P] -> [B, P, C]
         prompt = params["text_encoder"]["table"][tokens].astype(self.config.dtype)
         context = self.network.apply(variables, prompt, method="context")
         # Four keys are no work for cuDNN; float32 ones take the XLA back end.
@@ -108,14 +109,18 @@ class Denoiser:
         features = control_features(controls, is_first)
         outputs: Any = self.network.apply(
             variables,
+            # [B, 2 T L, C]
             jnp.concatenate([clean, noisy], axis=1),
+            # float32[B, 2 T]: a timestep per chunk, 1000 times its level.
             1000 * jnp.concatenate([clean_level, level], axis=1),
             self._two_stream_attention(controls.shape[1]),
             (None,) * self.config.num_layers,
             context,
+            # [B, 2 T, features]: both copies of a chunk have the same keys held.
             vector_features=jnp.concatenate([features, features], axis=1),
         )
         _, flow = outputs
+        # [B, 2 T L, C] -> [B, T L, C]
         return flow[:, clean.shape[1] :]
 
     def _two_stream_attention(self, num_chunks: int) -> SelfAttentionFn:
@@ -127,6 +132,7 @@ class Denoiser:
         )
         table = rope_table(angles, self.config.dtype)
         see_clean, see_noisy = (
+            # bool[1, 1, queries, keys]
             jnp.asarray(mask)[None, None]
             for mask in visibility(num_chunks, self.tokens_per_chunk, self.window)
         )
@@ -142,6 +148,7 @@ class Denoiser:
         def attention(
             query: Array, key: Array, value: Array, state: None
         ) -> tuple[None, Array]:
+            # [B, 2 T L, N, D], clean tokens first; both streams have the same angles.
             half = query.shape[1] // 2
             query, key = (
                 jnp.concatenate(
@@ -150,6 +157,7 @@ class Denoiser:
                 )
                 for x in (query, key)
             )
+            # [B, T L, N, D] each; the noisy queries see keys of both streams.
             clean = attend(query[:, :half], key[:, :half], see_clean, value[:, :half])
             noisy = attend(query[:, half:], key, see_noisy, value)
             return state, jnp.concatenate([clean, noisy], axis=1)
@@ -160,16 +168,22 @@ class Denoiser:
         """[B, T, H, W, C] to [B, T L, 4 C], features ordered (channel, row, column)."""
         b, t, h, w, c = latent.shape
         _, rows, columns = self.config.patch_size
+        # [B, T, H / p, p, W / p, p, C]
         x = latent.reshape(b, t, h // rows, rows, w // columns, columns, c)
+        # [B, T, H / p, W / p, C, p, p]
         x = x.transpose(0, 1, 2, 4, 6, 3, 5)
+        # [B, T L, C p p]
         return x.reshape(b, t * self.tokens_per_chunk, c * rows * columns)
 
     def unpatchify(self, tokens: Array) -> Array:
         """The inverse of `patchify`."""
         _, rows, columns = self.config.patch_size
         grid = (self.height // rows, self.width // columns)
+        # [B, T L, C p p] -> [B, T, H / p, W / p, C, p, p]
         x = tokens.reshape(len(tokens), -1, *grid, self.config.out_dim, rows, columns)
+        # [B, T, H / p, p, W / p, p, C]
         x = x.transpose(0, 1, 2, 5, 3, 6, 4)
+        # [B, T, H, W, C]
         return x.reshape(*x.shape[:2], self.height, self.width, self.config.out_dim)
 
     def loss(
@@ -209,9 +223,13 @@ class Denoiser:
             params, clean, clean_level, noisy, level, clips.controls, tokens
         )
         error = jnp.square(flow - (noise - target))
+        # [B, T L, C] -> [B, T, L C] -> [B, T]
         error = error.reshape(*level.shape, -1).mean(-1)
+        # float32[B, T, 4]
         quarter = jax.nn.one_hot(jnp.minimum((level * 4).astype(jnp.int32), 3), 4)
+        # [4]; NaN where no chunk has such a level, which the mean over steps skips.
         by_quarter = (error[..., None] * quarter).sum((0, 1)) / quarter.sum((0, 1))
+        # [T]
         weight = jnp.ones(level.shape[1]).at[0].set(self.first_chunk_weight)
         return (error * weight).mean(), by_quarter
 
@@ -232,7 +250,9 @@ class Denoiser:
         noise = jax.random.normal(keys[2], target.shape)
         noisy = self.mix(target, noise, level)
         flow = self.forward(params, clean, clean_level, noisy, level, controls, tokens)
+        # x_0 = x_sigma - sigma flow
         own = noisy - self.per_token(level) * flow
+        # Per clip, so that the network sees every share up to the largest.
         share = own_share * jax.random.uniform(keys[3], (batch, 1))
         chosen = jax.random.uniform(keys[4], (batch, num_chunks)) < share
         # The start is often a given image, which is exact.
@@ -248,6 +268,7 @@ class Denoiser:
         is_noised = jax.random.bernoulli(key_is, 0.5, (batch, 1))
         level = jax.random.uniform(key_level, (batch, 1)) * self.context_noise_limit
         num_chunks = history.shape[1] // self.tokens_per_chunk
+        # [B, 1] -> [B, T]: one level for all chunks of a clip.
         level = jnp.broadcast_to(is_noised * level, (batch, num_chunks))
         noise = jax.random.normal(key_noise, history.shape)
         return self.mix(history, noise, level), level
@@ -255,17 +276,20 @@ class Denoiser:
     def _levels(self, key: jax.Array, shape: tuple[int, ...]) -> Array:
         key_level, key_pure = jax.random.split(key)
         level = jax.random.uniform(key_level, shape, minval=0.01)
+        # The warp of `fdjax.schedulers.levels` (arXiv:2403.03206, equation 23).
         level = self.shift * level / (1 + (self.shift - 1) * level)
         pure = jax.random.bernoulli(key_pure, self.pure_noise_share, shape)
         return jnp.where(pure, 1.0, level)
 
     def per_token(self, per_chunk: Array) -> Array:
         """[B, T] to float32[B, T L, 1]."""
+        # [B, T] -> [B, T L]
         tokens = jnp.repeat(per_chunk, self.tokens_per_chunk, axis=1)
         return tokens[..., None].astype(jnp.float32)
 
     def mix(self, clean: Array, noise: Array, level: Array) -> Array:
         """(1 - level) clean + level noise."""
+        # [B, T] -> [B, T L, 1]
         level = self.per_token(level)
         return (1 - level) * clean + level * noise
 
@@ -284,11 +308,14 @@ def visibility(
         For queries of the clean stream over clean keys, [T L, T L]; for queries of the
         noisy stream over clean, then noisy keys, [T L, 2 T L].
     """
+    # [T, T]: by how many chunks the key is older than the query.
     ages = np.arange(num_chunks)[:, None] - np.arange(num_chunks)[None]
     past = (ages > 0) & (ages < window)
     itself = ages == 0
     block = np.ones((tokens_per_chunk, tokens_per_chunk), bool)
+    # [T, T] -> [T L, T L]
     clean = np.kron(past | itself, block)
+    # [T, 2 T] -> [T L, 2 T L]
     noisy = np.kron(np.concatenate([past, itself], axis=1), block)
     return clean, noisy
 
@@ -297,5 +324,6 @@ def drop_words(key: jax.Array, tokens: Array, share: float) -> Array:
     """Replaces some words, and sometimes all of a prompt, with "not said"."""
     key_word, key_all = jax.random.split(key)
     dropped = jax.random.bernoulli(key_word, share, tokens.shape)
+    # bool[B, 1]: a whole prompt at a time.
     dropped |= jax.random.bernoulli(key_all, share / 3, (len(tokens), 1))
     return jnp.where(dropped, jnp.array(text.UNSAID_IDS), tokens)

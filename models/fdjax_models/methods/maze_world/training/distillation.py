@@ -98,6 +98,7 @@ class Distiller:
         def step(cache: PyTree, inputs: Any) -> tuple[PyTree, Array]:
             controls, index, key = inputs
             is_first = index == 0
+            # bool[B, 1, 1, 1, 1] over [B, 1, H, W, C]
             mask = (is_first & has_image)[:, None, None, None, None]
             control = WanControl(
                 image=ImageControl(
@@ -113,8 +114,10 @@ class Distiller:
             return cache, state.clean
 
         keys = jax.random.split(key, num_chunks)
+        # [B, T, 4, 2] -> [T, B, 4, 2]
         inputs = starts.controls.swapaxes(0, 1), jnp.arange(num_chunks), keys
         _, latents = jax.lax.scan(step, cache, inputs)  # [T, B, L, C]
+        # [B, T, L, C] -> [B, T L, C]
         chunks = latents.swapaxes(0, 1)
         return chunks.reshape(len(image), -1, chunks.shape[-1])
 
@@ -139,12 +142,14 @@ class Distiller:
         """
         length = self.denoiser.tokens_per_chunk
         keys = jax.random.split(key, 3)
+        # Pieces overlap and repeat: any row, any start.  int32[B] each
         which = jax.random.randint(keys[0], (count,), 0, len(rollouts))
         last = starts.controls.shape[1] - num_chunks
         begin = jax.random.randint(keys[1], (count,), 0, last + 1)
         begin = jnp.where(jax.random.bernoulli(keys[2], 1 / 3, (count,)), 0, begin)
 
         def slices(array: Array, unit: int) -> Array:
+            # [R, S unit, ...] -> [B, T unit, ...], each row from a chunk of its own on
             return jax.vmap(
                 lambda row, at: jax.lax.dynamic_slice_in_dim(
                     row, at * unit, num_chunks * unit
@@ -152,8 +157,10 @@ class Distiller:
             )(array[which], begin)
 
         position = jnp.arange(num_chunks)
+        # bool[B, 1], then bool[B, T]
         is_start = (begin == 0)[:, None]
         is_first = is_start & (position == 0)
+        # float32[B, T]
         of_start = jnp.where(
             is_first,
             jnp.where(has_image[which], 0.0, self.first_chunk_weight)[:, None],
@@ -190,13 +197,16 @@ class Distiller:
             levels = jnp.full(shape, level)
             clean = self._estimate(params, pieces, noisy, levels)
             noise = jax.random.normal(key, noisy.shape)
+            # A step of `FlowMatchScheduler`.
             return (1 - next_level) * clean + next_level * noise, noisy
 
         inputs = sigma[:-1], sigma[1:], keys[1:-1]
         last, before = jax.lax.scan(step, first, inputs)
         every = jnp.concatenate([before, last[None]])  # [K, B, T L, C]
         index = jax.random.randint(keys[-1], shape, 0, len(sigma))
+        # int32[1, B, T L, 1]: the step that each token's chunk is taken at
         chosen = self.denoiser.per_token(index)[None].astype(jnp.int32)
+        # [K, B, T L, C] -> [B, T L, C]
         noisy = jnp.take_along_axis(every, chosen, axis=0)[0]
         return jax.lax.stop_gradient((noisy, sigma[index]))
 
@@ -260,9 +270,12 @@ class Distiller:
             self._denoise(each, pieces, *context, seen, seen_level)
             for each in (critic, base)
         )
+        # [B, T L, C] -> [B, T, L C]; means over its last axis are [B, T].
         per_chunk = (*level.shape, -1)
+        # float32[B, T]
         distance = jnp.abs(fixed - of_base).reshape(per_chunk).mean(-1)
         scale = self.denoiser.per_token(1 / jnp.maximum(distance, _NORM_FLOOR))
+        # The error's gradient by `made` is then the scaled difference of the judges.
         target = jax.lax.stop_gradient(fixed - scale * (of_critic - of_base))
         error = jnp.square(made - target).reshape(per_chunk).mean(-1)
         return 0.5 * (error * pieces.weight).mean(), fixed
@@ -286,10 +299,12 @@ class Distiller:
         clean = self._denoise(params, pieces, *context, noisy, level)
         # The error of the flow, which is that of the estimate over the level.
         error = jnp.square((clean - made) / self.denoiser.per_token(level))
+        # [B, T L, C] -> [B, T, L C] -> [B, T]
         error = error.reshape(*level.shape, -1).mean(-1)
         return (error * pieces.weight).mean()
 
     def _critic_levels(self, key: jax.Array, shape: tuple[int, ...]) -> Array:
+        # The range of DMD's timesteps, 0.02 to 0.98: at the ends there is no judging.
         level = jax.random.uniform(key, shape, minval=0.02, maxval=0.98)
         return self.shift * level / (1 + (self.shift - 1) * level)
 
@@ -300,5 +315,6 @@ def variance_by_quarter(rollouts: Array) -> Array:
     Args:
         rollouts: From `Distiller.rollout`.  [R, S L, C].
     """
+    # [4, R, S L / 4, C]
     quarters = jnp.stack(jnp.split(rollouts, 4, axis=1))
     return jnp.square(quarters - quarters.mean((1, 2), keepdims=True)).mean((1, 2, 3))

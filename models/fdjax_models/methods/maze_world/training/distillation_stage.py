@@ -38,6 +38,7 @@ def beginnings(
     keys = jax.random.split(key)
     count, chunks = settings.rollouts, settings.rollout_chunks
     clips = data.make_clips(keys[0], count, chunks, num_frames=1)
+    # [B, 1, H, W, 3] -> [B, 1, H, W, C], rows and columns of the latent
     latent = autoencoder.encode_raw(settings.encoder(), encoder_params, clips.video)
     has_image = jax.random.bernoulli(keys[1], 0.5, (count,))
     return dataclasses.replace(clips, video=latent), has_image
@@ -96,6 +97,7 @@ def make_steps(settings: Settings) -> Any:
         (critic, critic_state), critic_losses = jax.lax.scan(
             follow, (critic, critic_state), critic_keys
         )
+        # Over the last 200 steps or so.
         average = optax.incremental_update(params, average, 0.005)
         carry = params, opt_state, critic, critic_state, average
         return carry, (loss, critic_losses.mean())
@@ -139,6 +141,7 @@ def compile_steps(settings: Settings) -> Callable[..., Any]:
     """Compiles the steps of the third stage."""
 
     def arguments() -> Any:
+        # Shapes alone: nothing is computed in `eval_shape`.
         params = initial_params(settings)
         model = {name: params[name] for name in MODEL}
         return initial_state(model, model), model, params["encoder"]
@@ -157,6 +160,7 @@ def train(program: Callable[..., Any], run: Run) -> None:
             earlier run, or none of both, are used.
     """
     settings, trees, stage = run.settings, run.trees, "distillation"
+    # Apart from the keys of the other stages, and of an earlier run of this one.
     key = jax.random.fold_in(jax.random.key(settings.seed + 11), int(run.spent[stage]))
     base, encoder = everywhere((trees["average"], trees["codec"]["encoder"]))
     model, critic = (trees.get(name, base) for name in ("few_step", "critic"))

@@ -55,5 +55,6 @@ def learning_rate(peak: float, share: float, steps_since_start: int) -> float:
         steps_since_start: Steps since the optimiser was made anew.
     """
     warm = min(1.0, (steps_since_start + 1) / 150)
+    # The descent takes the last 45 % of the time.
     fall = min(1.0, max(0.01, (1 - share) / 0.45))
     return peak * warm * fall

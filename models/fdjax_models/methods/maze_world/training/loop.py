@@ -61,6 +61,7 @@ def train(
         out=out,
     )
     with concurrent.futures.ThreadPoolExecutor() as executor:
+        # XLA compiles without Python's lock, so that threads do it side by side.
         programs = {
             stage: executor.submit(compile, settings)
             for stage, (compile, _) in STAGES.items()
@@ -70,5 +71,6 @@ def train(
             STAGES[stage][1](program.result(), run)
             if settings.write_sheets:
                 sheets.write(stage, settings, trees, out, journal)
+            # The run's time was over before the stage's; a resumed run goes on with it.
             if not run.is_over(stage):
                 return

@@ -20,9 +20,11 @@ def make_optimizer() -> optax.GradientTransformation:
     def dimensions(params: Params) -> Params:
         def of(path: Any, leaf: Any) -> Any:
             names = [part.key for part in path]
+            # Muon is for hidden layers: the first and the last one follow AdamW.
             is_inside = any("block" in n or "stage" in n for n in names)
             if names[-1] != "kernel" or not is_inside:
                 return None
+            # A convolution is one matrix, from all it sees to its outputs.
             *reduced, output = range(leaf.ndim)
             return contrib.MuonDimensionNumbers(tuple(reduced), output)
 
@@ -36,6 +38,7 @@ def make_optimizer() -> optax.GradientTransformation:
             weight_decay=0.02,
             adam_b2=0.98,
             muon_weight_dimension_numbers=dimensions,
+            # The size of Adam's updates, as arXiv:2502.16982 found it.
             consistent_rms=0.2,
         ),
     )

@@ -38,6 +38,7 @@ def per_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> A
 
 def own_key(key: jax.Array) -> jax.Array:
     """Returns a key that differs between devices; within `per_device`."""
+    # By the device's place in the row, so that no two draw the same clips.
     return jax.random.fold_in(key, jax.lax.axis_index(AXIS))
 
 

@@ -14,6 +14,7 @@ def write_png(path: Path, rows: list[np.ndarray]) -> None:
     """
     from PIL import Image
 
+    # Rows of [T, H, W, 3] -> [H, T W, 3] each -> [rows H, T W, 3]
     sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
     pixels = np.clip((sheet.astype(np.float32) + 1) * 127.5, 0, 255).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)

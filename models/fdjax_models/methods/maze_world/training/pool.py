@@ -12,6 +12,7 @@ from fdjax_models.methods.maze_world.training import autoencoder, data, parallel
 from fdjax_models.methods.maze_world.training.data import Clip
 from fdjax_models.networks.taehv.encoder import TaehvEncoder
 
+# Of these the video is in memory too; the pool keeps latents only.
 _CLIPS_AT_ONCE = 32
 
 
@@ -74,6 +75,7 @@ def encoded_clips(
     if at_once == count:
         return some(key)
     clips = jax.lax.map(some, jax.random.split(key, count // at_once))
+    # [count / at_once, at_once, ...] -> [count, ...]
     return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), clips)
 
 
@@ -90,6 +92,7 @@ def _refill(
         num_chunks = clips.controls.shape[1]
         key = parallel.own_key(key)
         fresh = encoded_clips(encoder, params, key, count, num_chunks)
+        # [count, ...] into [pool, ...]; never across the end, as count divides it.
         return jax.tree.map(
             lambda all, new: jax.lax.dynamic_update_slice_in_dim(all, new, start, 0),
             clips,

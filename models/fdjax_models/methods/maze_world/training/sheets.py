@@ -55,6 +55,7 @@ def write_reconstructions(
     journal.write(
         stage="reconstruction",
         psnr=autoencoder.psnr(out, video),
+        # Differences between neighbouring columns: below 1 it is blurred.
         sharpness=jnp.abs(jnp.diff(out, axis=3)).mean()
         / jnp.abs(jnp.diff(video, axis=3)).mean(),
         latent_mean=latent.mean((0, 1, 2, 3)),
@@ -82,6 +83,7 @@ def write_predictions(
         flow = denoiser.forward(
             params, target, 0 * ones, noise, ones, clips.controls, clips.tokens
         )
+        # x_0 = x_sigma - sigma flow, at sigma 1.
         latent = denoiser.unpatchify(noise - flow)
         decode = autoencoder.decode_raw
         return tuple(
@@ -90,6 +92,7 @@ def write_predictions(
         )
 
     truth, out = predict(codec, params, jax.random.key(settings.seed + 1))
+    # Nine frames or so of each clip.
     step = max(1, truth.shape[1] // 9)
     rows: list[np.ndarray] = []
     for clip in range(len(truth)):
@@ -117,6 +120,7 @@ def write_rollouts(
         transformer={"network": settings.network_config()}
     )
     half = count // 2
+    # [count / 2, T, H, W, 3] each
     made = [
         rollouts.generate(
             pipeline, params, walks.prompts[part], walks.controls[part], image
@@ -126,6 +130,7 @@ def write_rollouts(
             (slice(half, count), None),
         )
     ]
+    # [count, T, H, W, 3]
     video = np.concatenate(made)
     shown = np.linspace(0, frames, 10).astype(int)
     rows: list[np.ndarray] = []

@@ -109,6 +109,7 @@ def initial_params(settings: Settings) -> dict[str, Params]:
     keys = jax.random.split(jax.random.key(settings.seed), 4)
     network = settings.denoiser().config
     transformer = jax.jit(init_params, static_argnums=0)(network, keys[0])
+    # No flow at the start, as in DiT (arXiv:2212.09748, adaLN-Zero).
     head = transformer["head"]["proj"]
     transformer["head"]["proj"] = {**head, "kernel": jnp.zeros_like(head["kernel"])}
     words = WordEncoderConfig(width=network.text_dim).setup()
@@ -127,6 +128,7 @@ def autoencoder_state(params: Params) -> Any:
     return (
         params,
         make_optimizer().init(params),
+        # Copied: a state is donated, and no buffer can be given away twice.
         jax.tree.map(jnp.copy, params),
         jnp.zeros(channels),
         jnp.ones(channels),
@@ -162,6 +164,7 @@ def train_autoencoder(program: Callable[..., Any], run: Run) -> None:
         run: "codec" is used.
     """
     settings, stage = run.settings, "autoencoder"
+    # By the time spent, so that a resumed run draws other clips.
     key = jax.random.fold_in(jax.random.key(settings.seed), int(run.spent[stage]))
     carry = everywhere(autoencoder_state(run.trees["codec"]))
     for steps in run.steps(stage, settings.steps_per_dispatch):
@@ -191,12 +194,14 @@ def make_denoiser_steps(settings: Settings, denoiser: Denoiser) -> Any:
         key_pick, key_loss = jax.random.split(key)
         shape = (settings.denoiser_batch,)
         picked = jax.random.randint(key_pick, shape, 0, settings.pool_clips)
+        # [pool, ...] -> [B, ...]
         batch = jax.tree.map(lambda x: x[picked], clips)
         grad = jax.value_and_grad(denoiser.loss, has_aux=True)
         (loss, levels), grads = grad(params, batch, key_loss, own_share)
         grads = parallel.mean(grads)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         params = apply(params, updates, rate)
+        # Over the last 330 steps or so.
         average = optax.incremental_update(params, average, 0.003)
         return (params, opt_state, average), (loss, levels, optax.tree.norm(grads))
 
@@ -215,7 +220,9 @@ def make_denoiser_steps(settings: Settings, denoiser: Denoiser) -> Any:
             keys,
             unroll=autoencoder.unroll(settings.steps_per_dispatch),
         )
+        # A step without a chunk in some quarter of noise levels has NaN there.
         logs = parallel.mean(jax.tree.map(lambda x: jnp.nanmean(x, axis=0), logs))
+        # The same noise every time, so that numbers can be compared.
         validation = denoiser.loss(carry[2], held_out, jax.random.key(0), None)
         return carry, (*logs, *validation)
 
@@ -291,6 +298,7 @@ def train_denoiser(program: Callable[..., Any], run: Run) -> None:
     for steps in run.steps(stage, settings.steps_per_dispatch):
         rate = learning_rate(settings.denoiser_rate, run.share(stage), steps)
         own = settings.own_share if run.share(stage) >= settings.own_from else 0.0
+        # Behind the keys of the pool's first filling.
         dispatch_key = jax.random.fold_in(key, 1000 + steps)
         pool = pool.refill(jax.random.fold_in(dispatch_key, 2), settings.fresh_clips)
         numbers = everywhere((dispatch_key, jnp.float32(rate), jnp.float32(own)))

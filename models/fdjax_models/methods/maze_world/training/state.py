@@ -48,10 +48,12 @@ def save(
             if parts[-1] and held + value.nbytes > MAX_BYTES:
                 parts.append({})
             parts[-1][key] = value
+        # An earlier save may have had more parts.
         for stale in folder.glob(f"{name}-*.safetensors"):
             stale.unlink()
         for number, part in enumerate(parts):
             path = folder / f"{name}-{number}.safetensors"
+            # Renamed when it is whole: a run may be stopped at any time.
             save_file(part, path.with_suffix(".tmp"))
             os.replace(path.with_suffix(".tmp"), path)
     (folder / _PROGRESS).write_text(json.dumps(dict(progress), indent=1) + "\n")
