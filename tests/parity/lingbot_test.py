@@ -147,7 +147,6 @@ def _reference(network, path, **fields):
 
 
 CASES = {
-    "window": ({"len_t": 3, "window_size_t": 9}, tiny.LINGBOT_CONFIG, (4, 6)),
     "window and sink": (
         {"len_t": 3, "window_size_t": 6, "sink_size_t": 3},
         tiny.LINGBOT_CONFIG,
