@@ -36,6 +36,13 @@ def _no_child_outlives_its_test():
         yield
 
 
+@pytest.fixture
+def default_signals():
+    """Ctrl-C and SIGHUP do what they do in a shell, under `nohup … &` too."""
+    with processes.default_signals():
+        yield
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--worst-errors",

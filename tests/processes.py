@@ -9,17 +9,22 @@ from unittest import mock
 
 
 @contextlib.contextmanager
-def default_sigint() -> Iterator[None]:
-    """Within it Ctrl-C interrupts, here and in processes started meanwhile.
+def default_signals() -> Iterator[None]:
+    """Within it Ctrl-C interrupts and SIGHUP ends, here and in processes started then.
 
-    A run in the background of a script (`nohup … &`) ignores SIGINT, and its children
+    A run in the background of a script (`nohup … &`) ignores both, and its children
     inherit that. `Popen(preexec_fn=…)` could undo it, but warns beside threads.
     """
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    defaults = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    previous = {number: signal.signal(number, to) for number, to in defaults.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -28,7 +33,7 @@ def running(arguments, **options) -> Iterator[subprocess.Popen]:
 
     `Popen` as a context waits instead, for ever if the test has failed or timed out.
     """
-    with default_sigint():
+    with default_signals():
         process = subprocess.Popen(arguments, process_group=0, **options)
     with process:
         try:

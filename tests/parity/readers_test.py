@@ -196,13 +196,24 @@ def test_objects_of_other_classes_are_refused_by_name(tmp_path):
     cases = {
         "torch.nn.modules.linear.Linear": torch.nn.Linear(2, 2),
         "argparse.Namespace": __import__("argparse").Namespace(lr=1),
-        "torch._utils._rebuild_sparse_tensor": torch.eye(3).to_sparse(),
-        "torch._utils._rebuild_meta_tensor_no_storage": torch.empty(3, device="meta"),
     }
     for name, value in cases.items():
         torch.save({"x": value}, tmp_path / "a.pt")
         with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
             readers.open_checkpoint(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("kind", ["sparse", "meta"])
+def test_tensors_without_plain_values_are_no_weights(tmp_path, kind):
+    """Torch's own loader takes them, beside weights too; weights they are not."""
+    value = (
+        torch.eye(3).to_sparse() if kind == "sparse" else torch.eye(3, device="meta")
+    )
+    torch.save({"x": value}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="holds no tensors"):
+        readers.open_checkpoint(tmp_path / "a.pt")
+    torch.save({"x": value, "y": torch.ones(2)}, tmp_path / "a.pt")
+    assert list(readers.open_checkpoint(tmp_path / "a.pt").tensors) == ["y"]
 
 
 def test_lazy_negation_is_refused(tmp_path):

@@ -19,6 +19,8 @@ from tests import processes, tiny_runner
 from tests.convert import servers
 from tests.robustness import kill_points
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 ROOT = pathlib.Path(tiny_runner.__file__).parents[1]
 QUICK = {
     "checkpoint": 6,

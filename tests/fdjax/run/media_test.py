@@ -330,7 +330,7 @@ def test_ctrl_c_while_the_file_is_completed_waits_for_it(tmp_path, monkeypatch):
         finish(self)
 
     monkeypatch.setattr(VideoWriter, "_finish", interrupted_finish)
-    with processes.default_sigint():
+    with processes.default_signals():
         with pytest.raises(KeyboardInterrupt):
             write(path, [moving_square(3)])
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -15,6 +15,8 @@ from fdjax.run import media
 from fdjax.run.inputs import LazySequence
 from tests.tiny_runner import CONFIG, TinyRunner
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 NAME = "tiny-random-weights"
 
 

@@ -16,6 +16,8 @@ import pytest
 from fdjax.run import edge, media, plugins, signals
 from tests import processes, tiny_runner
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 NAME = "tiny-random-weights"
 ENDLESS = ("tiny", "--total_blocks=9000000", "--num_controls=9000000")
 ROOT = pathlib.Path(tiny_runner.__file__).parents[1]
@@ -100,7 +102,7 @@ def test_a_job_in_the_background_of_a_script(tmp_path):
 def test_a_terminal_that_is_closed():
     """Every write to it fails from then on; the run is ended all the same."""
     terminal, other_end = pty.openpty()
-    with processes.default_sigint():
+    with processes.default_signals():
         running = subprocess.Popen(
             [sys.executable, "-c", OWN_TERMINAL, *COMMAND],
             env=ENVIRONMENT,
@@ -182,7 +184,7 @@ def test_a_second_ctrl_c_is_not_held():
             signal.raise_signal(signal.SIGINT)
             done.append(2)
 
-    with processes.default_sigint():
+    with processes.default_signals():
         with pytest.raises(KeyboardInterrupt):
             finish()
         assert signal.getsignal(signal.SIGINT) == signal.default_int_handler

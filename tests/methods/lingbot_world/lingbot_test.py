@@ -236,7 +236,11 @@ def _case():
     )
 
 
-@pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
+# The VAE's encoder takes a minute without jit; its own test has it, with the camera.
+CHECKS = [check for check in testing.CHECKS if check.__name__ != "check_without_jit"]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_contract(check):
     check(_case())
 

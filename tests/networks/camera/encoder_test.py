@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fdjax import testing
 from fdjax.contract.conditioner import Conditions
 from fdjax_models.networks.camera import rays
 from fdjax_models.networks.camera.encoder import (
@@ -88,6 +89,18 @@ def test_the_first_frame_is_encoded_as_for_image_to_video(params):
     np.testing.assert_allclose(first.image.latent, expected.latent, atol=1e-6)
     np.testing.assert_array_equal(first.image.mask, expected.mask)
     assert not second.image.mask.any()
+
+
+def test_compiled_and_operation_by_operation_agree(params):
+    given = chunk(camera(), 0)
+    compiled = jax.jit(ENCODER.encode)(params, start(params), given)[1]
+    with jax.disable_jit():
+        plain = ENCODER.encode(params, start(params), given)[1]
+    testing.assert_close(
+        plain.image.latent, compiled.image.latent, testing.tolerance(jnp.float32, 216)
+    )
+    plain, compiled = (np.asarray(x.rays, np.float32) for x in (plain, compiled))
+    np.testing.assert_allclose(plain, compiled, rtol=2**-7, atol=2**-9)
 
 
 def test_a_still_camera_has_rays_from_the_origin(params):
