@@ -10,7 +10,7 @@ import pytest
 
 from tests.docs.snippets import ROOT
 
-pytest.importorskip("sphinx", reason='the extra "docs" is not installed')
+pytest.importorskip("sphinx.application", reason='the extra "docs" is not installed')
 
 
 @pytest.fixture(scope="module")
