@@ -25,10 +25,12 @@ class WordEncoder(TextEncoder):
 
     def tokenize(self, text: Sequence[str]) -> np.ndarray:
         """Tokens of the prompts.  int32[B, P].  Logs words that are not understood."""
+        # B times [P] -> [B, P]
         return np.stack([tokenize_prompt(prompt) for prompt in text])
 
     def encode(self, params: Params, text: Sequence[str]) -> Array:
         """Vectors of the prompts.  [B, P, C], P = 4."""
+        # [VOCABULARY_SIZE, C] at [B, P] -> [B, P, C]
         return jnp.asarray(params["table"])[self.tokenize(text)]
 
 

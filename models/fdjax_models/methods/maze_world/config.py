@@ -23,6 +23,7 @@ PIPELINE = StreamInferencePipelineConfig(
         transformer=WanTransformerConfig(
             network=NETWORK,
             checkpoint_path=weights_path("transformer"),
+            # Four frames of video: keys act within a third of a second.
             len_t=1,
             window_size_t=WINDOW_CHUNKS,
             image_conditioning=(Stamp(),),

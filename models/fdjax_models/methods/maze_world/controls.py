@@ -83,6 +83,7 @@ def read_keys(text: str) -> HeldKeys:
                 f"{_MOST_DIGITS} digits"
             )
         if count := int(match["count"] or 1):
+            # A key named twice in a group is held once; opposite keys cancel.
             held = [KEYS[key] for key in set(match["keys"].lower())]
             runs.append((sum(key[0] for key in held), sum(key[1] for key in held)))
             ends.append((ends[-1] if ends else 0) + count)
@@ -109,6 +110,7 @@ def parse_controls(text: str) -> np.ndarray:
             f"controls of {keys.num_frames} frames make too large an array, the most "
             f"are {_MOST_FRAMES}; read_keys holds any number."
         )
+    # Frames of each run; [runs, 2] -> [frames, 2]
     counts = np.diff(keys.ends, prepend=0)
     return np.repeat(np.array(keys.runs, np.int8), counts, axis=0)
 
@@ -133,6 +135,7 @@ def controls_per_chunk(controls: np.ndarray, num_chunks: int) -> np.ndarray:
     wanted = (num_chunks - 1) * FRAMES_PER_CHUNK
     kept = controls[:wanted]
     padded = np.zeros((num_chunks * FRAMES_PER_CHUNK, 2), np.float32)
+    # The first chunk's rows stay zero.  [num_chunks * 4, 2] -> [num_chunks, 4, 2]
     padded[FRAMES_PER_CHUNK : FRAMES_PER_CHUNK + len(kept)] = kept
     return padded.reshape(num_chunks, FRAMES_PER_CHUNK, 2)
 
@@ -147,6 +150,7 @@ def chunk_controls(keys: HeldKeys, chunk: int) -> np.ndarray:
     Returns:
         (forward, turn left) per frame.  float32[4, 2].
     """
+    # Below 0 in the first chunk, where `at` answers that nothing is held.
     first = (chunk - 1) * FRAMES_PER_CHUNK
     frames = range(first, first + FRAMES_PER_CHUNK)
     return np.array([keys.at(frame) for frame in frames], np.float32)

@@ -14,6 +14,7 @@ from fdjax_models.methods.maze_world.controls import FRAMES_PER_CHUNK
 from fdjax_models.networks.taehv.encoder import TaehvEncoder, TaehvEncoderConfig
 from fdjax_models.networks.wan_dit.control import ImageControl, WanControl
 
+# Two numbers a frame, and the mark of the first chunk.
 NUM_FEATURES = 2 * FRAMES_PER_CHUNK + 1
 
 
@@ -27,8 +28,10 @@ def control_features(controls: Array, is_first: Array) -> Array:
     Returns:
         float32[..., NUM_FEATURES].
     """
+    # [..., 4, 2] -> [..., 8]
     flat = controls.reshape(*controls.shape[:-2], -1).astype(jnp.float32)
     first = jnp.broadcast_to(is_first, flat.shape[:-1]).astype(jnp.float32)
+    # [..., 8] and [..., 1] -> [..., 9]
     return jnp.concatenate([flat, first[..., None]], axis=-1)
 
 
@@ -85,6 +88,8 @@ class MazeEncoder(StreamingEncoder):
         if image is not None:
             encoder = self.image_encoder
             cache = encoder.initialize_cache(params, batch, height, width)
+            # One frame, which a causal encoder makes one latent frame of:
+            # [B, H', W', 3] -> [B, 1, H', W', 3] -> [B, 1, H, W, C]
             _, latent = encoder.encode(params, cache, image[:, None])
         return MazeEncoderCache(
             image_latent=latent,
@@ -117,8 +122,10 @@ class MazeEncoder(StreamingEncoder):
                 f"(forward, turn left) for each frame, got {controls.shape}."
             )
         is_first = cache.index == 0  # [B]
+        # [4, 2] or [B, 4, 2] -> [B, 4, 2]; sessions at their start hold no key.
         controls = jnp.broadcast_to(controls, shape)
         controls = jnp.where(is_first[:, None, None], 0.0, controls)
+        # [B] -> [B, 1, 1, 1, 1] -> [B, 1, H, W, C]
         mask = jnp.where(is_first, cache.has_image, 0.0)[:, None, None, None, None]
         control = WanControl(
             image=ImageControl(

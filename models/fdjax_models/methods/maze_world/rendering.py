@@ -25,6 +25,7 @@ HALF_HEIGHT_TANGENT = HALF_WIDTH_TANGENT * HEIGHT / WIDTH
 MAX_CELLS = 16
 """Grid lines a ray crosses before it counts as a hit far away."""
 
+# RGB of walls, in the order of text.SLOTS["colour"].
 _COLOURS = np.array(
     [
         [0.74, 0.20, 0.16],
@@ -38,6 +39,7 @@ _COLOURS = np.array(
 )
 # Rows: day, dusk, night.
 _LIGHT = np.array([[1.0, 1.0, 1.0], [0.95, 0.70, 0.55], [0.42, 0.48, 0.68]], np.float32)
+# Low is at the horizon, high from a slope of 0.5 upwards; rows as above.
 _SKY_LOW = np.array(
     [[0.72, 0.86, 0.97], [0.98, 0.60, 0.34], [0.11, 0.14, 0.27]], np.float32
 )
@@ -50,6 +52,7 @@ _CLOUD = np.array(
 _FOG = np.array(
     [[0.80, 0.83, 0.86], [0.78, 0.60, 0.52], [0.17, 0.19, 0.28]], np.float32
 )
+# Per cell of distance: clear, foggy.
 _FOG_DENSITY = np.array([0.05, 0.42], np.float32)
 _FLOOR = np.array([0.52, 0.48, 0.43], np.float32)
 
@@ -59,16 +62,20 @@ def _hash(*parts: jax.Array) -> jax.Array:
 
     Source of the mixer: github.com/skeeto/hash-prospector.
     """
+    # 2**32 over the golden ratio, a start without a pattern; lowbias32's two factors.
     x = jnp.uint32(0x9E3779B9)
     for part in parts:
         x = (x ^ part.astype(jnp.uint32)) * jnp.uint32(0x7FEB352D)
         x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
         x = x ^ (x >> 16)
+    # 24 bits, as many as float32 holds exactly: never rounded up to 1.
     return (x >> 8).astype(jnp.float32) * (1.0 / (1 << 24))
 
 
 def _line(distance: jax.Array, half_width: float, pixel: jax.Array) -> jax.Array:
     """Returns the coverage in [0, 1] of a line by a pixel of width `pixel`."""
+    # Half the width of the ramp at each side; a line thinner than a pixel is fainter
+    # rather than wider.
     edge = 0.5 * pixel + 0.01
     return jnp.clip(
         (half_width + edge - distance) / (2 * edge), 0.0, 1.0
@@ -101,6 +108,7 @@ def _blocks(
         joint_level: Brightness of a joint.
     """
     row = jnp.floor(v * rows)
+    # In blocks, as `to_side` is before it is divided: a cell has `columns` of them.
     along = u * columns + shift * (row % 2)
     to_side = jnp.abs(along - jnp.round(along)) / columns
     to_bed = jnp.abs(v * rows - jnp.round(v * rows)) / rows
@@ -123,6 +131,7 @@ def _wall_tone(
     """
     tau = 2 * jnp.pi
     blocks = functools.partial(_blocks, u, v, pixel, pixel_along)
+    # Detail is down to 1 / e where a pixel covers a quarter of a cell.
     fade, fade_along = (jnp.exp(-((4.0 * size) ** 2)) for size in (pixel, pixel_along))
     brick = blocks(rows=5.0, columns=2.0, joint=0.02, shift=0.5, joint_level=1.5)
     stone = blocks(rows=2.0, columns=1.0, joint=0.045, shift=0.5, joint_level=0.3)
@@ -135,6 +144,7 @@ def _wall_tone(
     metal = 0.95 + 0.35 * fade * jnp.sin(tau * 4.0 * v)
     seam = _line(jnp.abs(u - jnp.round(u)), 0.05, pixel_along)
     metal = metal + seam * (0.3 - metal)
+    # [5, H, W] in the order of text.SLOTS["material"]; weights [5] -> [H, W]
     choices = jnp.stack([brick, stone, wood, hedge, metal])
     return jnp.tensordot(jax.nn.one_hot(material, 5), choices, axes=1)
 
@@ -148,24 +158,31 @@ def _cast(world: World, pose: Pose) -> tuple[jax.Array, ...]:
         axis across the wall; cell [W, 2], int32).
     """
     columns = WIDTH * SUPERSAMPLING
+    # [W] in (-1, 1), left to right; W counts rays here
     offset = (jnp.arange(columns) + 0.5) / columns * 2 - 1
     forward = simulator.heading(pose.yaw)
+    # (cos, -sin) turned a quarter to the right; y counts downwards.
     right = jnp.stack([-forward[1], forward[0]])
+    # [2] + [W, 1] * [2] -> [W, 2]
     direction = forward + offset[:, None] * HALF_WIDTH_TANGENT * right
+    # A ray along a grid line would divide by zero.
     direction = jnp.where(jnp.abs(direction) < 1e-6, 1e-6, direction)
     step = jnp.where(direction > 0, 1, -1)
     cell = jnp.broadcast_to(jnp.floor(pose.position), direction.shape)
+    # [W, 2]: depth of the next grid line across x and across y, and from line to line
     reach = (cell + (step > 0) - pose.position) / direction
     stride = jnp.abs(1.0 / direction)
 
     def cross(_: int, state: tuple) -> tuple:
         cell, reach, depth, face, hit = state
+        # The nearer line is crossed.  [W], and [W, 2] as 0 or 1
         axis = (reach[:, 1] < reach[:, 0]).astype(jnp.int32)
         pick = jax.nn.one_hot(axis, 2, dtype=jnp.int32)
         next_cell = cell + step * pick
         next_depth = jnp.where(axis == 0, reach[:, 0], reach[:, 1])
         bounded = jnp.clip(next_cell, 0, simulator.GRID - 1)
         solid = world.walls[bounded[:, 1], bounded[:, 0]]
+        # Rays that have hit stay; all take MAX_CELLS turns, as the loop has one length.
         moving = ~hit
         return (
             jnp.where(moving[:, None], next_cell, cell),
@@ -180,6 +197,7 @@ def _cast(world: World, pose: Pose) -> tuple[jax.Array, ...]:
     cell, _, depth, face, _ = jax.lax.fori_loop(0, MAX_CELLS, cross, state)
     depth = jnp.maximum(depth, 1e-3)
     point = pose.position + depth[:, None] * direction
+    # A wall across x runs along y, and the other way round.
     u = jnp.where(face == 0, point[:, 1], point[:, 0])
     return direction, depth, u, face, cell
 
@@ -192,15 +210,18 @@ def _sky(light: jax.Array, yaw: jax.Array, elevation: jax.Array) -> jax.Array:
         yaw: Heading of each pixel, in radians.  [H, W].
         elevation: Tangent of the angle above the horizon.  [H, W].
     """
+    # [3] each; with [H, W, 1] below -> [H, W, 3]
     low, high, cloud = (jnp.array(x)[light] for x in (_SKY_LOW, _SKY_HIGH, _CLOUD))
     rise = jnp.clip(elevation / 0.5, 0.0, 1.0)[..., None]
     colour = low + (high - low) * rise
+    # Whole multiples of the yaw, so that clouds close after a turn.
     wave = (
         jnp.sin(3 * yaw + 0.7)
         + jnp.sin(5 * yaw - 9 * elevation)
         + jnp.sin(2 * yaw + 14 * elevation + 1.3)
     )
     colour = colour + (cloud - colour) * jax.nn.sigmoid(2.5 * wave - 2.5)[..., None]
+    # In (-pi, pi], however often the walker has turned.
     aside = jnp.arctan2(jnp.sin(yaw), jnp.cos(yaw))
     squared = aside**2 + (elevation - 0.3) ** 2
     disc = jnp.clip((0.085 - jnp.sqrt(squared)) / 0.02, 0.0, 1.0)
@@ -224,24 +245,33 @@ def render(world: World, pose: Pose) -> jax.Array:
     slope = (0.5 - (jnp.arange(HEIGHT) + 0.5) / HEIGHT)[:, None] * (
         2 * HALF_HEIGHT_TANGENT
     )
+    # Of one row; times a depth, the height of a pixel there in cells.  [W]
     pixel_slope = 2 * HALF_HEIGHT_TANGENT / HEIGHT
     pixel = depth * pixel_slope
 
     salt = _hash(cell[:, 0], cell[:, 1], face, world.salt)
     base = jnp.array(_COLOURS)[world.style[0]]
+    # [H, W]: walls are one cell high, the eye is half way up
     v = jnp.clip(0.5 + slope * depth, 0.0, 0.999)
     across = jnp.where(face == 0, direction[:, 0], direction[:, 1])
     # The wall recedes from pixel to pixel as 1 / cos of the angle it is met at.
     slant = jnp.linalg.norm(direction, axis=-1) / jnp.abs(across)
+    # [H, W]
     tone = _wall_tone(material, u[None], v, pixel[None], (pixel * slant)[None])
+    # [W], then [H, W]: walls across y are darker than those across x, cells differ by
+    # their salt, and every wall is darkest at its foot.
     shade = jnp.where(face == 0, 1.0, 0.72) * (0.86 + 0.28 * salt)
     shade = shade * (0.82 + 0.18 * jnp.clip(v / 0.35, 0.0, 1.0))
     wall = jnp.clip(base * (tone * shade)[..., None], 0.0, 1.0)
 
+    # [H, 1]: where a ray below the horizon meets the floor; finite at the horizon
     ground_depth = 0.5 / jnp.maximum(-slope, 0.25 * pixel_slope)
+    # [2] + [H, 1, 1] * [1, W, 2] -> [H, W, 2]
     ground = pose.position + ground_depth[..., None] * direction[None]
+    # Length of a pixel on the floor: the derivative of 0.5 / slope.
     ground_pixel = ground_depth**2 * pixel_slope / 0.5
     tile = jnp.floor(ground).astype(jnp.int32)
+    # A chequerboard, +-0.5, which fades as tiles shrink to a pixel.
     parity = ((tile[..., 0] + tile[..., 1]) % 2).astype(jnp.float32) - 0.5
     level = 1 + 0.4 * parity * jnp.clip(1.4 - ground_pixel, 0.0, 1.0)
     floor = jnp.array(_FLOOR) * level[..., None]
@@ -253,16 +283,20 @@ def render(world: World, pose: Pose) -> jax.Array:
     def in_air(colour: jax.Array, distance: jax.Array) -> jax.Array:
         return fog + (colour * lamp - fog) * jnp.exp(-density * distance)[..., None]
 
+    # [W]; right of the middle is a smaller yaw
     yaw = pose.yaw - jnp.arctan(
         jnp.linspace(-1, 1, WIDTH * SUPERSAMPLING) * HALF_WIDTH_TANGENT
     )
     sky = _sky(light, yaw[None], jnp.broadcast_to(slope, v.shape))
     sky = sky + (fog - sky) * jnp.where(air == 1, 0.75, 0.0)
+    # Sky above the horizon, floor below.  [H, W, 3]
     behind = jnp.where(
         slope[..., None] > 0, sky, in_air(floor, jnp.minimum(ground_depth, 20.0))
     )
+    # [H, W]: share of the pixel on the wall, whose edges have slopes +-0.5 / depth
     cover = jnp.clip((0.5 / depth - jnp.abs(slope)) / pixel_slope + 0.5, 0.0, 1.0)
     image = behind + (in_air(wall, depth[None]) - behind) * cover[..., None]
+    # [H, WIDTH * SUPERSAMPLING, 3] -> [H, WIDTH, SUPERSAMPLING, 3] -> [H, WIDTH, 3]
     image = image.reshape(HEIGHT, WIDTH, SUPERSAMPLING, 3).mean(2)
     return jnp.clip(image, 0.0, 1.0) * 2 - 1
 

@@ -58,12 +58,14 @@ class MazeRunner(Runner):
             )
 
         def label(chunk: int, frame: int) -> str:
+            # Keys count from the second chunk: the first one is the start.
             first = (chunk - 1) * controls.FRAMES_PER_CHUNK
             return controls.names_of(keys.at(first + frame)) if chunk else ""
 
         return RunnerInputs(
             text=prompt,
             image=image,
+            # One session: [4, 2] -> [1, 4, 2]
             controls=LazySequence(
                 num_chunks, lambda chunk: controls.chunk_controls(keys, chunk)[None]
             ),
@@ -81,6 +83,7 @@ def start_image(seed: int, tokens: np.ndarray) -> np.ndarray:
     Returns:
         float32[1, 96, 160, 3] in [-1, 1].
     """
+    # [H, W, 3] -> [1, H, W, 3]
     return np.asarray(_first_view(jax.random.key(seed), jnp.asarray(tokens)))[None]
 
 
@@ -92,6 +95,7 @@ def _first_view(key: jax.Array, tokens: jax.Array) -> jax.Array:
     world_key, pose_key = jax.random.split(key)
     world = simulator.random_world(world_key)
     said = tokens != np.array(text.UNSAID_IDS)
+    # What the prompt leaves open is the maze's own.  int32[4]
     style = jnp.where(said, tokens - np.array(text.UNSAID_IDS) - 1, world.style)
     world = dataclasses.replace(world, style=style)
     pose = simulator.random_pose(pose_key, world)

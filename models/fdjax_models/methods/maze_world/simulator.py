@@ -61,6 +61,7 @@ def random_style(key: jax.Array) -> jax.Array:
     """Returns a word of each slot, uniform but for the air (30 % fog).  int32[4]."""
     key_words, key_air = jax.random.split(key)
     sizes = jnp.array([len(words) for words in text.SLOTS.values()])
+    # [4]; the air is last, and foggy its second word
     style = jax.random.randint(key_words, sizes.shape, 0, sizes)
     return style.at[-1].set(jax.random.bernoulli(key_air, _FOG_SHARE).astype(jnp.int32))
 
@@ -78,14 +79,19 @@ def random_world(key: jax.Array, style: jax.Array | None = None) -> World:
     key_door, key_open, key_style, key_salt = jax.random.split(key, 4)
     n = HALF_GRID
     rooms = jnp.arange(n)
+    # [n, n] rooms: a door upwards, else one to the left. The top row has no up, the
+    # left column no left, and the corner room neither.
     up = jax.random.bernoulli(key_door, 0.5, (n, n))
     up = jnp.where(rooms[:, None] == 0, False, up)
     up = jnp.where((rooms[None, :] == 0) & (rooms[:, None] > 0), True, up)
     left = ~up & (rooms[None, :] > 0)
+    # [2, n, n]: the walls above rooms, and those to their left
     taken = jax.random.bernoulli(key_open, OPEN_WALL_PROBABILITY, (2, n, n))
     up |= taken[0] & (rooms[:, None] > 0)
     left |= taken[1] & (rooms[None, :] > 0)
     walls = jnp.ones((GRID, GRID), bool)
+    # The rooms, then the cells above them, then those to their left; where rows and
+    # columns of walls cross, the cell stays solid.
     walls = walls.at[1::2, 1::2].set(False)
     walls = walls.at[0:-1:2, 1::2].set(~up)
     walls = walls.at[1::2, 0:-1:2].set(~left)
@@ -102,9 +108,12 @@ def random_pose(key: jax.Array, world: World) -> Pose:
     The heading is one of the four directions, an open one, plus up to 20 degrees.
     """
     key_room, key_heading, key_jitter = jax.random.split(key, 3)
+    # (x, y), odd numbers
     room = 2 * jax.random.randint(key_room, (2,), 0, HALF_GRID) + 1
+    # [4, 2]: headings of 0, 90, 180 and 270 degrees to the left; y counts downwards
     steps = jnp.array([[1, 0], [0, -1], [-1, 0], [0, 1]])
     ahead = room + steps
+    # [4], by row and column, which is (y, x)
     is_open = ~world.walls[ahead[:, 1], ahead[:, 0]]
     logits = jnp.where(is_open, 0.0, -jnp.inf)
     quarter = jax.random.categorical(key_heading, logits)
@@ -125,6 +134,7 @@ def heading(yaw: jax.Array) -> jax.Array:
 
 def is_blocked(world: World, position: jax.Array) -> jax.Array:
     """Returns whether the walker's body at `position` would touch a wall.  bool[]."""
+    # [4, 2]: the body is narrower than a cell, so that its corners tell for all of it
     corners = jnp.array([[-1, -1], [-1, 1], [1, -1], [1, 1]]) * BODY_RADIUS
     cells = jnp.floor(position + corners).astype(jnp.int32)
     return world.walls[cells[:, 1], cells[:, 0]].any()
@@ -143,6 +153,7 @@ def move(world: World, pose: Pose, control: jax.Array) -> Pose:
     """
     yaw = pose.yaw + control[1] * TURN_STEP
     step = control[0] * FORWARD_STEP * heading(yaw)
+    # One axis after the other: a wall across one leaves the other free.
     along_x = pose.position + step * jnp.array([1.0, 0.0])
     position = jnp.where(is_blocked(world, along_x), pose.position, along_x)
     along_y = position + step * jnp.array([0.0, 1.0])
@@ -177,6 +188,7 @@ def clearance(world: World, pose: Pose, angle: jax.Array) -> jax.Array:
         pose: The pose.
         angle: Angle to the left of the heading, in radians.  float32[].
     """
+    # [24] distances, [24, 2] points; the first solid one counts
     reach = jnp.arange(1, 25) / 8.0
     points = pose.position + reach[:, None] * heading(pose.yaw + angle)
     cells = jnp.clip(jnp.floor(points), 0, GRID - 1).astype(jnp.int32)

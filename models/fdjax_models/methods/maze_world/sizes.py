@@ -19,6 +19,7 @@ def weights_path(part: str) -> str:
     return f"package://fdjax_models.methods.maze_world/weights/{part}.safetensors"
 
 
+# 60 tokens a chunk and 16 chunks in the window make 960 keys.
 NETWORK = WanDiTConfig(
     dim=256,
     ffn_dim=1024,
@@ -38,6 +39,7 @@ NETWORK = WanDiTConfig(
 # Full-resolution convolutions are avoided: the last stage works on 2 x 2 pixels.
 ENCODER = TaehvEncoderConfig(
     widths=(32, 64, 64),
+    # With the patch 8 x 8 pixels and 4 frames a latent pixel, as Wan's own VAE.
     spatial_scales=(2, 2),
     temporal_scales=(2, 2),
     latent_channels=LATENT_CHANNELS,

@@ -70,6 +70,7 @@ def _ids() -> tuple[dict[str, tuple[int, int]], tuple[int, ...]]:
     unsaid = []
     next_id = 0
     for slot, names in enumerate(SLOTS.values()):
+        # A slot's ids: not said, then its words in order.
         unsaid.append(next_id)
         for offset, name in enumerate(names, start=1):
             words[name] = (slot, next_id + offset)
@@ -105,6 +106,7 @@ def tokenize_prompt(prompt: str) -> np.ndarray:
         if word in FILLERS:
             continue
         slot, token = _WORDS.get(word, (-1, -1))
+        # The same word twice is no conflict; another word of its slot is ignored.
         if slot < 0 or tokens[slot] not in (UNSAID_IDS[slot], token):
             ignored.append(word)
         else:
@@ -128,6 +130,7 @@ def tokens_of_style(style: _AnyArray) -> _AnyArray:
     Returns:
         Token ids.  int32[..., P]; works on numpy and JAX arrays alike.
     """
+    # Behind each slot's "not said".
     return style + np.array(UNSAID_IDS, np.int32) + 1
 
 

@@ -106,16 +106,19 @@ class CameraControlEncoder(StreamingEncoder):
         height, width = image.latent.shape[2:4]
         vae = self.config.encoder
         # The first latent frame is one video frame, each later one four.
+        # Of its frames the last one tells where it is.
         picked = slice(0 if first else vae.temporal_ratio - 1, None, vae.temporal_ratio)
         # [B, F, ...] -> [B, T, ...]
         poses = jnp.asarray(input.poses, jnp.float32)[:, picked]
         intrinsics = jnp.asarray(input.intrinsics, jnp.float32)[:, picked]
+        # [B, 4, 4]; the very first pose is its own predecessor: no motion.
         previous = poses[:, 0] if cache.last_pose is None else cache.last_pose
         scale = jnp.asarray(input.world_scale, jnp.float32)
         relative = rays.relative_poses(poses, previous, scale)
         ratio = vae.spatial_ratio
         # [B, T, H', W', 6]
         pixels = rays.pixel_rays(relative, intrinsics, height * ratio, width * ratio)
+        # [B, T, H, W, 6 * ratio**2]
         folded = rays.fold(pixels.astype(jnp.bfloat16), ratio)
         cache = CameraCache(image=image_cache, last_pose=poses[:, -1])
         return cache, WanControl(image=image, rays=folded)

@@ -30,6 +30,7 @@ def check_poses(poses: ArrayLike, name: str = "poses") -> np.ndarray:
     array = _as_float64(array, name)
     if bad := _first(~np.isfinite(array).all((1, 2))):
         raise ValueError(f"{name} must be finite; pose {bad[0]} is not.")
+    # [T]
     last_row = np.abs(array[:, 3] - [0, 0, 0, 1]).max(1)
     if bad := _first(last_row > _RIGID):
         raise ValueError(
@@ -37,6 +38,7 @@ def check_poses(poses: ArrayLike, name: str = "poses") -> np.ndarray:
             f"{array[bad[0], 3].tolist()}; are the matrices transposed?"
         )
     rotation = array[:, :3, :3]
+    # [T, 3, 3] -> [T]: the largest entry of R^T R - I
     error = np.abs(rotation.swapaxes(1, 2) @ rotation - np.eye(3)).max((1, 2))
     if bad := _first(error > _RIGID):
         raise ValueError(
@@ -68,8 +70,10 @@ def check_intrinsics(
     """
     array = np.asarray(intrinsics)
     if array.shape[-2:] == (3, 3):
+        # K = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]: [..., 3, 3] -> [..., 4]
         array = array[..., [0, 1, 0, 1], [0, 1, 2, 2]]
     if array.shape == (4,):
+        # [4] -> [1, 4]
         array = array[None]
     if array.ndim != 2 or array.shape[1] != 4 or not len(array):
         raise ValueError(
@@ -94,6 +98,7 @@ def check_intrinsics(
 
 def from_opengl(poses: np.ndarray) -> np.ndarray:
     """Poses whose camera looks along -z with y up (OpenGL, Blender, NeRF), as ours."""
+    # By columns, which are the camera's axes in the world: y and z turn round.
     return poses * np.array([1.0, -1.0, -1.0, 1.0])
 
 
@@ -114,9 +119,11 @@ def transform_intrinsics(
         final: After cutting; None: nothing was cut.
     """
     height, width = final or resized
+    # (x, y), the order of intrinsics; sizes are (height, width).
     scale = np.array([resized[1] / captured[1], resized[0] / captured[0]])
     cut = np.array([resized[1] - width, resized[0] - height]) / 2
     focal, centre = intrinsics[..., :2], intrinsics[..., 2:]
+    # [..., 2] and [..., 2] -> [..., 4]
     return np.concatenate([focal * scale, centre * scale - cut], axis=-1)
 
 
@@ -132,10 +139,12 @@ def resample(poses: np.ndarray, times: np.ndarray) -> np.ndarray:
     """
     from scipy.spatial import transform
 
+    # Slerp needs two: [1, 4, 4] -> [N, 4, 4]
     if len(poses) == 1:
         return np.repeat(poses, len(times), axis=0)
     given = np.arange(len(poses))
     slerp = transform.Slerp(given, transform.Rotation.from_matrix(poses[:, :3, :3]))
+    # [N, 4, 4], with the last row (0, 0, 0, 1)
     out = np.tile(np.eye(4), (len(times), 1, 1))
     out[:, :3, :3] = slerp(times).as_matrix()
     for axis in range(3):
@@ -167,8 +176,10 @@ def fit_to_chunks(poses: np.ndarray, len_t: int) -> np.ndarray:
             f"A chunk takes {frames_of(len_t)} poses, got {len(poses)}: record or "
             "write a longer path."
         )
+    # The frame of the last whole latent frame; those behind it are left out.
     last = (num_latents - 1) * _STRIDE
     num_latents -= num_latents % len_t
+    # [E, 4, 4] -> [1 + 4 * (E - 1), 4, 4]
     kept = resample(poses[: last + 1], np.linspace(0, last, num_latents))
     return np.concatenate([kept[:1], np.repeat(kept[1:], _STRIDE, axis=0)])
 
@@ -188,6 +199,7 @@ def world_scale(poses: np.ndarray) -> float:
         Above 0; 1 where the camera does not move, which then changes nothing. (The
         reference divides by 0 there.)
     """
+    # [E, 3]: positions only
     latents = poses[::_STRIDE, :3, 3]
     longest = np.linalg.norm(np.diff(latents, axis=0), axis=1).max(initial=0.0)
     return float(longest) or 1.0

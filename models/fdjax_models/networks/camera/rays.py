@@ -13,6 +13,7 @@ _EXACT = jax.lax.Precision.HIGHEST  # a GPU would multiply in tf32
 
 def invert(poses: Array) -> Array:
     """Inverse of rigid transforms: R^T and -R^T t.  float32[..., 4, 4]."""
+    # [..., 3, 3] and [..., 3, 1] -> [..., 3, 4] -> [..., 4, 4]
     rotation = poses[..., :3, :3].swapaxes(-1, -2)
     moved = -jnp.matmul(rotation, poses[..., :3, 3:], precision=_EXACT)
     top = jnp.concatenate([rotation, moved], axis=-1)
@@ -30,8 +31,10 @@ def relative_poses(poses: Array, previous: Array, scale: Array) -> Array:
     Returns:
         float32[B, T, 4, 4].
     """
+    # [B, 1, 4, 4] and [B, T - 1, 4, 4] -> [B, T, 4, 4]
     before = jnp.concatenate([previous[:, None], poses[:, :-1]], axis=1)
     relative = jnp.matmul(invert(before), poses, precision=_EXACT)
+    # [B, T, 3] / [B, 1, 1]
     return relative.at[..., :3, 3].divide(scale[:, None, None])
 
 
@@ -49,15 +52,20 @@ def pixel_rays(poses: Array, intrinsics: Array, height: int, width: int) -> Arra
     Returns:
         (origin, unit direction), float32[..., H, W, 6].
     """
+    # [..., 1, 1] each
     fx, fy, cx, cy = (intrinsics[..., i, None, None] for i in range(4))
     x = (jnp.arange(width, dtype=jnp.float32) + 0.5 - cx) / fx  # [..., 1, W]
     y = (jnp.arange(height, dtype=jnp.float32)[:, None] + 0.5 - cy) / fy  # [..., H, 1]
+    # [..., H, W] both
     x, y = jnp.broadcast_arrays(x, y)
     ray = jnp.stack([x, y, jnp.ones_like(x)], axis=-1)  # [..., H, W, 3]
     ray /= jnp.linalg.norm(ray, axis=-1, keepdims=True)
+    # [..., H, W, 3] @ [..., 1, 3, 3]: rays are rows, so that R is transposed.
     rotation = poses[..., None, :3, :3].swapaxes(-1, -2)
     direction = jnp.matmul(ray, rotation, precision=_EXACT)
+    # [..., 1, 1, 3] -> [..., H, W, 3]
     origin = jnp.broadcast_to(poses[..., None, None, :3, 3], direction.shape)
+    # [..., H, W, 6]
     return jnp.concatenate([origin, direction], axis=-1)
 
 
@@ -78,4 +86,5 @@ def fold(rays: Array, ratio: int) -> Array:
     axes = tuple(range(len(lead)))
     first = len(lead)
     rays = rays.transpose(*axes, *(first + i for i in (0, 2, 4, 1, 3)))
+    # [..., H, W, C * ratio**2]
     return rays.reshape(*lead, split[0], split[2], channels * ratio**2)

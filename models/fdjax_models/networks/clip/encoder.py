@@ -72,6 +72,7 @@ class ClipImageEncoder(ImageEncoder):
         Returns:
             The class token, then patches row by row: dtype[B, P, width].
         """
+        # [B, H, W, 3] -> [B, image_size, image_size, 3] -> [B, P, width]
         rows: Any = self.module.apply({"params": params}, self.preprocess(image))
         return rows
 
@@ -125,6 +126,7 @@ class ClipImageEncoderConfig(ImageEncoderConfig):
                 f"preprocessing must be one of {sorted(_PREPROCESSING)}, got "
                 f"{self.preprocessing!r}."
             )
+        # The patch convolution would drop a rest without a word.
         if self.image_size % self.patch_size or self.width % self.num_heads:
             raise ValueError(
                 f"image_size={self.image_size} must be a multiple of "

@@ -33,6 +33,8 @@ class VisionBlock(nn.Module):
         width = x.shape[-1]
         x = x + self._attend(self._norm("norm1")(x))
         hidden = self._dense(self.mlp_dim, "mlp_in")(self._norm("norm2")(x))
+        # Exact in the ViT-H/14 that Wan uses; OpenAI's own towers have
+        # x * sigmoid(1.702 x).
         hidden = jax.nn.gelu(hidden, approximate=False)
         return x + self._dense(width, "mlp_out")(hidden)
 
@@ -48,9 +50,12 @@ class VisionBlock(nn.Module):
         batch, length, width = x.shape
         head_dim = width // self.num_heads
         shape = (batch, length, self.num_heads, head_dim)
+        # [B, L, M] -> [B, L, N, D] each
         q, k, v = (self._dense(width, name)(x).reshape(shape) for name in "qkv")
+        # [B, N, L, S], S = L; float32 up to and through the softmax
         logits = jnp.einsum("BLND,BSND->BNLS", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits * head_dim**-0.5, axis=-1).astype(self.dtype)
+        # [B, L, N, D] -> [B, L, M]
         mixed = jnp.einsum("BNLS,BSND->BLND", weights, v).reshape(x.shape)
         return self._dense(width, "o")(mixed)
 
@@ -111,6 +116,7 @@ class VisionTransformer(nn.Module):
         kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = self._embed(image.astype(self.dtype))
         x = layer_norm(self.epsilon, **kinds, name="pre_norm")(x)
+        # All blocks and the last norm at initialisation, to make their parameters.
         running = self.num_layers if self.is_initializing() else self.output_layer
         for layer in range(running):
             block = VisionBlock(
@@ -126,6 +132,7 @@ class VisionTransformer(nn.Module):
         return x
 
     def _embed(self, image: jax.Array) -> jax.Array:
+        # [B, image_size, image_size, 3] -> [B, H, W, M], one pixel a patch
         patches = nn.Conv(
             self.width,
             (self.patch_size, self.patch_size),
@@ -137,12 +144,16 @@ class VisionTransformer(nn.Module):
             name="patch_embedding",
         )(image)
         batch = len(image)
+        # The patches and the class token: 257 for ViT-H/14.
         length = (self.image_size // self.patch_size) ** 2 + 1
         init = nn.initializers.normal(self.width**-0.5)
         token = self.param("class_embedding", init, (self.width,), self.param_dtype)
         positions = self.param(
             "position_embedding", init, (length, self.width), self.param_dtype
         )
+        # [M] -> [B, 1, M]
         token = jnp.broadcast_to(token.astype(self.dtype), (batch, 1, self.width))
+        # [B, H, W, M] -> [B, H * W, M]
         rows = patches.reshape(batch, -1, self.width)
+        # [B, 1 + H * W, M] + [1 + H * W, M] -> [B, L, M]
         return jnp.concatenate([token, rows], 1) + positions.astype(self.dtype)

@@ -24,12 +24,14 @@ def crop_frame(image: jax.Array, size: int) -> jax.Array:
     """
     batch, height, width, channels = image.shape
     short = min(height, width)
+    # Multiplied before it is divided, so that the short side is `size` exactly.
     tall, wide = size * height // short, size * width // short
     if (tall, wide) != (height, width):
         image = jax.image.resize(
             image, (batch, tall, wide, channels), method="bicubic", antialias=True
         )
     top, left = (tall - size) // 2, (wide - size) // 2
+    # [B, tall, wide, 3] -> [B, size, size, 3]
     return image[:, top : top + size, left : left + size]
 
 
@@ -48,7 +50,9 @@ def squash_frame(image: jax.Array, size: int) -> jax.Array:
     """
     rows = _bicubic_matrix(image.shape[1], size)
     columns = _bicubic_matrix(image.shape[2], size)
+    # Else a GPU multiplies in tf32, which keeps three digits.
     highest = jax.lax.Precision.HIGHEST
+    # [size, H] and [B, H, W, 3] -> [B, size, W, 3] -> [B, size, size, 3]
     image = jnp.einsum("YH,BHWC->BYWC", rows, image, precision=highest)
     return jnp.einsum("XW,BYWC->BYXC", columns, image, precision=highest)
 
@@ -61,13 +65,18 @@ def _bicubic_matrix(length: int, size: int, a: float = -0.75) -> np.ndarray:
     pixels into an image that alone moves a value by 1e-4.
     """
     scale = np.float64(np.float32(length / size))
+    # [size], in pixels of the old image, whose centres here are whole numbers
     centres = (scale * (np.arange(size) + 0.5) - 0.5).astype(np.float32)
+    # The first of the four pixels from which a new one is mixed.
     first = np.floor(centres).astype(int) - 1
     matrix = np.zeros((size, length))
     for tap in range(4):
         t = np.abs(centres - (first + tap))
+        # The kernel for |t| <= 1, and for 1 < |t| < 2.
         near = ((a + 2) * t - (a + 3)) * t * t + 1
         far = a * (((t - 5) * t + 8) * t - 4)
+        # Borders repeat: a pixel outside stands for the last one inside. `add.at`
+        # rather than +=, which counts an index once that occurs several times.
         index = np.clip(first + tap, 0, length - 1)
         np.add.at(matrix, (np.arange(size), index), np.where(t <= 1, near, far))
     return matrix.astype(np.float32)

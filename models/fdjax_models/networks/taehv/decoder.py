@@ -77,7 +77,10 @@ class TaehvDecoder(StreamingDecoder):
             latent = denormalize(latent, WAN21_MEAN, WAN21_STD)
         outputs: Any = self.network.apply({"params": params}, latent, cache.memories)
         rgb, memories = outputs
+        # The first latent of Wan stands for one frame, and of the frames that it grows
+        # into here that is the last; taehv.py drops the others too.
         dropped = self.config.temporal_ratio - 1 if cache.first else 0
+        # [0, 1] -> [-1, 1].  [B, T', H', W', 3]
         video = 2 * rgb[:, dropped:].astype(jnp.float32) - 1
         return TaehvCache(memories=memories, first=False), video
 

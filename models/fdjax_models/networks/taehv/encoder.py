@@ -73,6 +73,8 @@ class TaehvEncoder(ParametricComponent):
             ValueError: The chunk's number of frames does not fit.
         """
         ratio = self.config.temporal_ratio
+        # In front, so that the first frame is the last of its latent's frames; behind,
+        # to whole latents.
         before = ratio - 1 if self.config.causal and cache.first else 0
         after = -(video.shape[1] + before) % ratio
         if self.config.causal and after:
@@ -81,6 +83,7 @@ class TaehvEncoder(ParametricComponent):
                 f"got {video.shape[1]} with first={cache.first}."
             )
         pad = [(0, 0), (before, after), (0, 0), (0, 0), (0, 0)]
+        # Frames repeat at the edges.  [B, before + T' + after, H', W', 3], in [0, 1]
         rgb = (jnp.pad(video, pad, mode="edge") + 1) / 2
         outputs: Any = self.network.apply({"params": params}, rgb, cache.memories)
         latent, memories = outputs

@@ -39,9 +39,14 @@ class MemBlock(nn.Module):
         Returns:
             The block's output, [B, T, H, W, C], and the next memory: its last input.
         """
+        # [B, 1 + (T - 1), H, W, C]: for each frame the one before it
         past = jnp.concatenate([memory.astype(x.dtype), x[:, :-1]], axis=1)
+        # [B, T, H, W, 2 * C]
         y = jnp.concatenate([x, past], axis=-1)
+        # ReLU between the convolutions and, behind the sum, once more.
         for i in range(3):
             y = y if i == 0 else nn.relu(y)
             y = FrameConv(self.features, dtype=self.dtype, name=f"conv_{i}")(y)
+        # The memory is the block's input, not its output: all frames run at once.
+        # [B, 1, H, W, C]
         return nn.relu(y + x), x[:, -1:].astype(memory.dtype)

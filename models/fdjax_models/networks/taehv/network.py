@@ -118,6 +118,7 @@ class DecoderStage(nn.Module):
             dtype=self.dtype,
             name="grow",
         )(x)
+        # [B, T, H, W, s C] -> [B, s T, H, W, C] -> [B, s T, f H, f W, C]
         x = resample.channels_to_time(x, self.temporal_scale)
         x = resample.upsample_nearest(x, self.spatial_scale)
         x = FrameConv(self.out_features, use_bias=False, dtype=self.dtype, name="out")(
@@ -138,10 +139,12 @@ class EncoderStage(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, memories: Memories) -> tuple[jax.Array, Memories]:
         """Maps [B, sT, fH, fW, features] to [B, T, H, W, out_features]."""
+        # [B, s T, f H, f W, C] -> [B, T, f H, f W, s C], oldest frame first
         x = resample.time_to_channels(x, self.temporal_scale)
         x = FrameConv(
             self.features, kernel=1, use_bias=False, dtype=self.dtype, name="pool"
         )(x)
+        # [B, T, f H, f W, C] -> [B, T, H, W, out_features]
         x = FrameConv(
             self.out_features,
             stride=self.spatial_scale,
@@ -196,16 +199,19 @@ class DecoderNetwork(nn.Module):
             dropped. And the next memories.
         """
         config, count = self.config, self.config.blocks_per_stage
+        # [B, T, H, W, C] -> [B, T, H, W, widths[0]]
         x = soft_clamp(latent.astype(config.dtype))
         x = FrameConv(config.widths[0], dtype=config.dtype, name="conv_in")(x)
         x = nn.relu(x)
         carried: Memories = ()
         for i, stage in enumerate(_stages(config, DecoderStage)):
+            # Memories stand in the order of the blocks: `count` for each stage.
             x, own = stage(x, memories[i * count : (i + 1) * count])
             carried += own
         x = FrameConv(3 * config.patch**2, dtype=config.dtype, name="conv_out")(
             nn.relu(x)
         )
+        # [B, T', H' / patch, W' / patch, 3 * patch**2] -> [B, T', H', W', 3]
         return resample.depth_to_space(x, config.patch), carried
 
 
@@ -233,6 +239,7 @@ class EncoderNetwork(nn.Module):
             Latent frames in the config's dtype, [B, T, H, W, C], and the next memories.
         """
         config, count = self.config, self.config.blocks_per_stage
+        # [B, T', H', W', 3] -> [B, T', H' / patch, W' / patch, 3 * patch**2]
         x = resample.space_to_depth(video.astype(config.dtype), config.patch)
         x = FrameConv(config.widths[0], dtype=config.dtype, name="conv_in")(x)
         x = nn.relu(x)
@@ -259,6 +266,7 @@ def decoder_memories(
     for features, scale in zip(config.widths[:-1], config.spatial_scales, strict=True):
         shape = (batch_size, 1, height, width, features)
         memories += (jnp.zeros(shape, config.dtype),) * config.blocks_per_stage
+        # A stage's blocks run before it grows.
         height, width = height * scale, width * scale
     return memories
 
@@ -275,6 +283,7 @@ def encoder_memories(
     for features, own_scale in zip(
         config.widths[1:], config.spatial_scales, strict=True
     ):
+        # A stage's blocks run behind its pooling.
         scale //= own_scale
         shape = (batch_size, 1, height * scale, width * scale, features)
         memories += (jnp.zeros(shape, config.dtype),) * config.blocks_per_stage

@@ -59,6 +59,7 @@ class Umt5TextEncoder(TextEncoder):
 
     def init_params(self, key: jax.Array) -> Params:
         """Random parameters in the config's dtype."""
+        # One token: no parameter depends on the length.
         token_ids, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
         shapes = jax.eval_shape(self.module.init, key, token_ids, mask)["params"]
         return random_params(shapes, key)
@@ -108,9 +109,12 @@ class Umt5TextEncoder(TextEncoder):
         Returns:
             dtype[B, P, width]; rows at and after a prompt's length are zero.
         """
+        # [P] < [B, 1] -> [B, P]
         positions = jnp.arange(tokens.token_ids.shape[1])
         mask = positions < tokens.lengths[:, None]
         rows: Any = self.module.apply({"params": params}, tokens.token_ids, mask)
+        # Zeros, not what the encoder makes of padding: Wan's cross-attention reads
+        # these rows too, without a mask.
         return jnp.where(mask[..., None], rows, 0)
 
 

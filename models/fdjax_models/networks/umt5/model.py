@@ -33,14 +33,18 @@ def relative_position_buckets(
         int32[L, L], rows are queries; values in [0, num_buckets).
     """
     positions = np.arange(length)
+    # [L, L]: key minus query
     offset = positions[None, :] - positions[:, None]
     half = num_buckets // 2
+    # Distances below this one have a bucket each.
     exact = half // 2
     distance = np.abs(offset)
+    # The maximum only avoids log(0), for a distance that has its own bucket.
     growth = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
     growth = (
         growth / np.float32(np.log(max_distance / exact)) * np.float32(half - exact)
     )
+    # Cut off, not rounded, as in transformers.
     far = np.minimum(exact + growth.astype(np.int64), half - 1)
     buckets = np.where(distance < exact, distance, far) + half * (offset > 0)
     return buckets.astype(np.int32)
@@ -117,6 +121,7 @@ class SelfAttention(nn.Module):
         batch, length, model_width = x.shape
 
         def heads(name: str) -> jax.Array:
+            # [B, L, M] -> [B, L, N * D] -> [B, L, N, D]
             projected = _dense(width, self.dtype, self.param_dtype, name)(x)
             return projected.reshape(batch, length, self.num_heads, self.head_dim)
 
@@ -127,13 +132,16 @@ class SelfAttention(nn.Module):
             (self.num_buckets, self.num_heads),
             self.param_dtype,
         )
+        # [B, N, L, S] with S = L; not divided by sqrt(D), as T5 was trained
         logits = jnp.einsum("BLND,BSND->BNLS", q, k, preferred_element_type=jnp.float32)
         # [L, S, N] -> [N, L, S]
         logits += jnp.transpose(table.astype(jnp.float32)[buckets], (2, 0, 1))
         # The lowest finite number rather than -inf: a row without any key is uniform.
         lowest = jnp.finfo(jnp.float32).min
+        # [B, S] -> [B, 1, 1, S]
         logits = jnp.where(mask[:, None, None, :], logits, lowest)
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
+        # [B, L, N, D] -> [B, L, N * D]
         mixed = jnp.einsum("BNLS,BSND->BLND", weights, v).reshape(batch, length, width)
         return _dense(model_width, self.dtype, self.param_dtype, "o")(mixed)
 
@@ -201,12 +209,14 @@ class Umt5Encoder(nn.Module):
             One row per token, those of padding included: dtype[B, L, M].
         """
         kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        # [L, L], the same for all layers; each has its own table of biases.
         buckets = jnp.asarray(
             relative_position_buckets(
                 token_ids.shape[1], self.num_buckets, self.max_distance
             )
         )
         embed = nn.Embed(self.vocab_size, self.width, name="token_embedding", **kinds)
+        # [B, L] -> [B, L, M]
         x = embed(token_ids)
         for layer in range(self.num_layers):
             block = f"blocks_{layer}"

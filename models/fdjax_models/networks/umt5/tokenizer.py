@@ -41,6 +41,7 @@ def clean_prompt(text: str) -> str:
     """
     import ftfy
 
+    # Twice, so that `&amp;amp;` becomes `&`.
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip()
 
@@ -123,6 +124,7 @@ def byte_tokenizer(vocab_size: int) -> Callable[[str], list[int]]:
     room = vocab_size - _FIRST_BYTE_ID
     if room < 1:
         raise ValueError(f"vocab_size must exceed {_FIRST_BYTE_ID}, got {vocab_size}.")
+    # Id 1 is the end mark, as in T5's vocabulary.
     return lambda text: [_FIRST_BYTE_ID + b % room for b in text.encode()] + [1]
 
 
@@ -146,6 +148,7 @@ def tokenize_prompts(
         raise ValueError(f"text must be a sequence of strings, got {texts!r}.")
     if not texts:
         raise ValueError("text must hold at least one prompt, got none.")
+    # [B, P]; zero is padding: `load_tokenizer` refuses a file where it is not.
     token_ids = np.zeros((len(texts), max_length), np.int32)
     lengths = np.zeros(len(texts), np.int32)
     for row, text in enumerate(texts):
@@ -156,6 +159,7 @@ def tokenize_prompts(
                 f"reads {max_length}, so the last {len(ids) - max_length} are ignored.",
                 stacklevel=2,
             )
+            # The end mark stays, as in transformers' truncation.
             ids = [*ids[: max_length - 1], ids[-1]]
         token_ids[row, : len(ids)] = ids
         lengths[row] = len(ids)

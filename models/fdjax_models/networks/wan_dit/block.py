@@ -63,15 +63,19 @@ class FusedProjection(nn.Module):
         """[B, L, M] to [B, L, 3, N, D]."""
         cfg = self.config
         heads = 3, cfg.num_heads, cfg.head_dim
+        # The fan-in is M alone; the other three axes are outputs.
         init = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2, 3))
         kernel = self.param("kernel", init, (cfg.dim, *heads), cfg.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, heads, cfg.param_dtype)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=cfg.dtype)
         if in_mesh():
+            # C is 3 here. Heads keep an axis of their own, by which the mesh cuts them.
             return jnp.einsum("BLM,MCND->BLCND", x, kernel) + bias
         # As a matrix, cuBLAS adds the bias where it writes the product; as heads it is
         # a pass of its own, 0.05 ms a layer.
+        # [B, L, M] @ [M, 3 * N * D] -> [B, L, 3 * N * D]
         y = x @ kernel.reshape(cfg.dim, -1) + bias.reshape(-1)
+        # [B, L, 3, N, D]
         return y.reshape(*x.shape[:2], *heads)
 
 
@@ -92,12 +96,14 @@ class SelfAttention(nn.Module):
     ) -> tuple[PyTree, Array]:
         """[B, L, M] to the layer's new state and [B, L, M]."""
         fused = self.qkv(x)  # [B, L, 3, N, D]
+        # [B, L, N, D] each
         query, key, value = (fused[:, :, index] for index in range(3))
         # The norm is over all heads: [B, L, N, D] -> [B, L, M] -> [B, L, N, D].
         query = self.norm_q(query.reshape(x.shape)).reshape(query.shape)
         key = self.norm_k(key.reshape(x.shape)).reshape(key.shape)
         query, key, value = (constrain(y, "BLND") for y in (query, key, value))
         state, out = attention(query, key, value, state)
+        # [B, L, N, D] -> [B, L, M]
         return state, self.o(out.reshape(x.shape))
 
 
@@ -118,20 +124,27 @@ class CrossAttention(nn.Module):
     def context(self, text: Array, image: Array | None) -> ContextKV:
         """Keys and values of embedded prompt and image tokens, [B, P, M] each."""
         cfg = self.config
+        # [B, P, M] -> [B, P, N, D]; the norm is over all heads, as in self-attention
         keys = split_heads(cfg, self.norm_k(self.k(text)))
         values = split_heads(cfg, self.v(text))
         if image is None:
             return ContextKV(keys, values)
+        # The image's tokens have projections and a key norm of their own.
         image_keys = split_heads(cfg, self.norm_k_img(self.k_img(image)))
         image_values = split_heads(cfg, self.v_img(image))
         return ContextKV(keys, values, image_keys, image_values)
 
     def __call__(self, x: Array, context: ContextKV) -> Array:
         """[B, L, M] to [B, L, M]; the branches share queries and are added."""
+        # [B, L, M] -> [B, L, N, D]
         query = split_heads(self.config, self.norm_q(self.q(x)))
+        # No mask: the zero rows behind a prompt take part, as in the published code
+        # (wan/modules/model.py of Wan-Video/Wan2.1).
         out = attend(query, context.keys, context.values)
+        # Two softmaxes, not one over both: the weights of each branch sum to 1.
         if context.image_keys is not None and context.image_values is not None:
             out = out + attend(query, context.image_keys, context.image_values)
+        # [B, L, N, D] -> [B, L, M], one projection for the sum
         return self.o(out.reshape(x.shape))
 
 
@@ -163,6 +176,8 @@ class CameraBranch(nn.Module):
 
     def __call__(self, rays: Array) -> CameraModulation:
         """Embedded rays [B, L, M] to two [B, L, M]."""
+        # No gate, and nothing that depends on the timestep: one result serves all
+        # steps of a chunk.
         rays = rays + self.fc2(nn.silu(self.fc1(rays)))
         return CameraModulation(self.scale(rays), self.shift(rays))
 
@@ -175,7 +190,9 @@ class Block(nn.Module):
     def setup(self) -> None:
         """Declares the sublayers."""
         cfg = self.config
+        # As Wan-Video/Wan2.1, wan/modules/model.py: randn / sqrt(M).
         init = nn.initializers.normal(cfg.dim**-0.5)
+        # Shift, scale and gate of self-attention, then those of the MLP.
         shape = (6, cfg.dim)
         self.modulation = self.param("modulation", init, shape, cfg.param_dtype)
         self.self_attn = SelfAttention(cfg)
@@ -204,7 +221,9 @@ class Block(nn.Module):
         camera: CameraModulation | None,
     ) -> tuple[PyTree, Array]:
         """Residual stream [B, L, M], time modulation float32[B, G, 6, M]."""
+        # [6, M] + [B, G, 6, M] -> [B, G, 6, M]
         modulation = self.modulation.astype(jnp.float32) + time
+        # [B, G, M] each
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (
             modulation[:, :, index] for index in range(6)
         )
@@ -212,8 +231,10 @@ class Block(nn.Module):
         y = modulate(standardize(x, eps), scale, shift).astype(x.dtype)
         state, y = self.self_attn(y, attention, state)
         x = add_gated(x, y, gate)
+        # Here, between the two attentions, as in LingBot-World.
         if camera is not None:
             x = (1 + camera.scale) * x + camera.shift
+        # Neither modulated nor gated; norm3 is affine instead.
         if context is not None:
             x = x + self.cross_attn(self.norm3(x), context)
         y = modulate(standardize(x, eps), mlp_scale, mlp_shift).astype(x.dtype)

@@ -12,6 +12,7 @@ def check_conditions(
     """Raises a `ValueError` if the network's cross-attention cannot take them."""
     if network.text_dim:
         _check_text(network, "text", conditions.text, "")
+    # At 1 or less there is no second branch to read the negative prompt.
     if guidance_scale > 1:
         reason = f" with guidance_scale={guidance_scale} > 1"
         _check_text(network, "negative_text", conditions.negative_text, reason)

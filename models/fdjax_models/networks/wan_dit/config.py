@@ -68,6 +68,7 @@ class WanDiTConfig:
                 "dim must be num_heads times an even head width, got "
                 f"dim={self.dim} with num_heads={self.num_heads}."
             )
+        # The rotary embedding gives rows and columns D // 6 pairs each, time the rest.
         if self.head_dim < 6:
             raise ValueError(
                 "The head width dim / num_heads must be at least 6, two for each of "
@@ -94,19 +95,25 @@ class WanDiTConfig:
         return math.prod(self.patch_size)
 
 
+# Sizes: wan/configs of Wan-Video/Wan2.1 and Wan-Video/Wan2.2.
+# 1,418,996,800 parameters.
 WAN_1_3B = WanDiTConfig()
 """Wan 2.1 T2V 1.3B; Self-Forcing and Causal-Forcing keep its sizes."""
 
+# 14,288,491,584 parameters.
 WAN_14B_T2V = WanDiTConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
 """Wan 2.1 T2V 14B, and each half of the Wan 2.2 A14B pair."""
 
+# in_dim: noisy latent 16, mask 4, image latent 16.  16,394,878,784 parameters.
 WAN_14B_I2V = dataclasses.replace(WAN_14B_T2V, in_dim=36, image_dim=1280)
 """Wan 2.1 I2V 14B: mask and image latent as channels, CLIP cross-attention."""
 
+# 4,999,787,712 parameters.
 WAN_TI2V_5B = WanDiTConfig(
     dim=3072, ffn_dim=14336, num_heads=24, num_layers=30, in_dim=48, out_dim=48
 )
 """Wan 2.2 TI2V 5B, on the latents of the Wan 2.2 VAE."""
 
+# 18,544,332,864 parameters. Without CLIP: the image comes in as channels only.
 LINGBOT_WORLD_14B = dataclasses.replace(WAN_14B_T2V, in_dim=36, control_dim=384)
 """LingBot-World 14B: mask and image latent as channels, camera branch."""

@@ -47,13 +47,17 @@ class Head(nn.Module):
         """Declares the modulation and the projection."""
         cfg = self.config
         init = nn.initializers.normal(cfg.dim**-0.5)
+        # Shift, then scale: the order of rows in the checkpoint.
         shape = (2, cfg.dim)
         self.modulation = self.param("modulation", init, shape, cfg.param_dtype)
+        # Checkpoints order its outputs (t, h, w, channel); the converter permutes them.
         self.proj = dense(cfg, cfg.out_dim * cfg.patch_volume)
 
     def __call__(self, x: Array, time: Array) -> Array:
         """[B, L, M] and time embedding float32[B, G, M] to [B, L, out * patch]."""
+        # [2, M] + [B, G, 1, M] -> [B, G, 2, M]
         modulation = self.modulation.astype(jnp.float32) + time[:, :, None]
+        # [B, G, M] each
         shift, scale = modulation[:, :, 0], modulation[:, :, 1]
         return self.proj(modulate(standardize(x, self.config.eps), scale, shift))
 
@@ -73,10 +77,12 @@ class WanDiT(nn.Module):
     def setup(self) -> None:
         """Declares the embeddings, the blocks and the head."""
         cfg = self.config
+        # A strided convolution in checkpoints: on patches, a matrix product.
         self.patch_embedding = dense(cfg, cfg.dim)
         # float32 as in Wan 2.1; it costs nothing, there is one timestep per chunk.
         self.time_embedding_fc1 = dense(cfg, cfg.dim, "float32")
         self.time_embedding_fc2 = dense(cfg, cfg.dim, "float32")
+        # Shift, scale and gate, for self-attention and for the MLP.
         self.time_projection = dense(cfg, 6 * cfg.dim, "float32")
         if cfg.text_dim:
             self.text_embedding_fc1 = dense(cfg, cfg.dim)
@@ -109,8 +115,10 @@ class WanDiT(nn.Module):
         """
         if not self.config.text_dim:
             return (None,) * self.config.num_layers
+        # [B, P, text_dim] -> [B, P, M]
         x = nn.gelu(self.text_embedding_fc1(text), approximate=True)
         x = self.text_embedding_fc2(x)
+        # [B, P, image_dim] -> [B, P, M], with a P of its own: 257 of CLIP
         image = None if image is None else self.image_embedding(image)
         return tuple(block.context_kv(x, image) for block in self.blocks)
 
@@ -123,6 +131,7 @@ class WanDiT(nn.Module):
         Returns:
             One entry per layer.
         """
+        # [B, L, control_dim * patch volume] -> [B, L, M]
         x = self.camera_embedding(rays)
         x = x + self.camera_fc2(nn.silu(self.camera_fc1(x)))
         return tuple(block.camera_modulation(x) for block in self.blocks)
@@ -161,6 +170,7 @@ class WanDiT(nn.Module):
         Returns:
             The new states, and the flow, float32[B, L, out_dim * patch volume].
         """
+        # [B, L, in_dim * patch volume] -> [B, L, M]
         x = self.patch_embedding(latent)
         if token_features is not None:
             x = x + self.token_embedding(token_features)
@@ -174,17 +184,23 @@ class WanDiT(nn.Module):
                 x, modulation, attention, states[index], context[index], branch
             )
             new_states.append(state)
+        # The head reads the embedding itself, the blocks its projection. float32, since
+        # the sampler's arithmetic is.  [B, L, M] -> [B, L, out_dim * patch volume]
         return tuple(new_states), self.head(x, time).astype(jnp.float32)
 
     def _embed_time(self, timestep: Array, batch: int, vectors: Array | None) -> Array:
         """Timestep (and vector features) to float32[B, G, M]."""
         if timestep.ndim < 2:
+            # [] or [B] -> [B, 1]
             timestep = jnp.broadcast_to(timestep, (batch,))[:, None]
+        # [B, G] -> [B, G, freq_dim] -> [B, G, M]
         x = sinusoid(timestep, self.config.freq_dim)
         x = self.time_embedding_fc2(nn.silu(self.time_embedding_fc1(x)))
         if vectors is None:
             return x
+        # [B, vector_feature_dim] -> [B, 1, vector_feature_dim]
         vectors = vectors[:, None] if vectors.ndim == 2 else vectors
+        # Either G may be 1 and broadcasts: a timestep a chunk, a vector a frame.
         return x + self.vector_embedding(vectors)
 
     def _touch(self) -> None:
@@ -197,6 +213,7 @@ class WanDiT(nn.Module):
         self(
             token(cfg.in_dim * cfg.patch_volume),
             jnp.zeros((1,)),
+            # In place of self-attention, which owns no weights.
             lambda query, key, value, state: (state, value),
             (None,) * cfg.num_layers,
             self.context(
@@ -219,5 +236,6 @@ class WanDiT(nn.Module):
 def init_params(config: WanDiTConfig, key: jax.Array) -> Params:
     """Random weights of these sizes that keep activations at unit scale."""
     module = WanDiT(config)
+    # Shapes only: `random_params` draws the numbers, so this key is never used.
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), method="_touch"))
     return random_params(shapes["params"], key)

@@ -100,8 +100,11 @@ class ImageControlEncoder(StreamingEncoder):
         del input
         if cache.image is not None:
             vae, latent = self._encode_image(params, cache.vae, cache.image)
+            # [B, T, H, W, C], ones on latent frame 0
             mask = jnp.zeros_like(latent).at[:, 0].set(1)
         else:
+            # Traced, so that one program serves every age; the VAE runs as long as any
+            # session of the batch needs it.
             growing = cache.num_chunks < ENCODED_CHUNKS  # [B]
             vae, latent = jax.lax.cond(
                 growing.any(),
@@ -111,6 +114,7 @@ class ImageControlEncoder(StreamingEncoder):
                 cache.latent,
             )
             mask = jnp.zeros_like(latent)
+        # Without the image the tree is a later chunk's, and the memory is free.
         cache = ImageControlCache(
             vae=vae, image=None, latent=latent, num_chunks=cache.num_chunks + 1
         )
@@ -120,8 +124,10 @@ class ImageControlEncoder(StreamingEncoder):
         self, params: Params, vae: WanVaeCache, image: Array
     ) -> tuple[WanVaeCache, Array]:
         """Encodes the first frame and the zeros that fill up its chunk."""
+        # The first latent frame is one video frame, each later one temporal_ratio.
         rest = self.config.encoder.temporal_ratio * (self.config.len_t - 1)
         pad = [(0, 0), (0, rest), (0, 0), (0, 0), (0, 0)]
+        # [B, H', W', 3] -> [B, 1 + rest, H', W', 3]; zero is mid grey in [-1, 1]
         return self.encoder.encode(params, vae, jnp.pad(image[:, None], pad))
 
     def _encode_zeros(
@@ -138,6 +144,7 @@ class ImageControlEncoder(StreamingEncoder):
         new = self.encoder.encode(params, vae, jnp.zeros(shape, config.dtype))
 
         def choose(new: Array, old: Array) -> Array:
+            # [B] -> [B, 1, ...], with as many axes as the leaf
             return jnp.where(growing.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
         return jax.tree.map(choose, new, (vae, latent))

@@ -62,11 +62,13 @@ class Stamp(ImageConditioning):
 
     def latent(self, latent: Array, image: ImageControl, patch: Sequence[int]) -> Array:
         """The given latent where the mask is 1."""
+        # [B, L, C * patch volume] each
         given, mask = _tokens(image, patch)
         return latent * (1 - mask) + given * mask
 
     def result(self, latent: Array, image: ImageControl, patch: Sequence[int]) -> Array:
         """As `latent`."""
+        # The sampler's own latent is not stamped between steps, so its last one is.
         return self.latent(latent, image, patch)
 
 
@@ -81,7 +83,10 @@ class Concatenate(ImageConditioning):
     def latent(self, latent: Array, image: ImageControl, patch: Sequence[int]) -> Array:
         """float32[B, L, (2 C + 4) * patch volume]."""
         given, mask = _tokens(image, patch)
+        # Patch positions of a channel. Features are ordered (channel, t, h, w), so that
+        # the first 4 * volume of them are four channels of the mask, all of them equal.
         volume = given.shape[-1] // image.latent.shape[-1]
+        # [B, L, (C + 4 + C) * patch volume]
         return jnp.concatenate(
             [latent, mask[..., : MASK_CHANNELS * volume], given], axis=-1
         )
@@ -109,8 +114,11 @@ class FirstFrameTimestep(ImageConditioning):
         self, timestep: Array, image: ImageControl, first: Array, patch: Sequence[int]
     ) -> Array:
         """`value` where the mask is 1 and the session at its start, float32[B, L]."""
+        # [B, L]: one feature tells, as a frame is given whole, in all channels
         mask = _tokens(image, patch)[1][..., 0] * first[:, None]
+        # [B] -> [B, 1]
         timestep = timestep[:, None] if timestep.ndim == 1 else timestep
+        # [], [B, 1] or [B, L] -> [B, L]
         return timestep * (1 - mask) + self.value * mask
 
 
@@ -118,4 +126,5 @@ def _tokens(image: ImageControl, patch: Sequence[int]) -> tuple[Array, Array]:
     """Patchified latent and mask, float32[B, L, C * patch volume]."""
     latent = image.latent.astype(jnp.float32)
     mask = jnp.broadcast_to(image.mask.astype(jnp.float32), latent.shape)
+    # [B, T, H, W, C] -> [B, L, C * patch volume]
     return patchify(latent, patch), patchify(mask, patch)

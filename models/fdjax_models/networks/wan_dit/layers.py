@@ -33,6 +33,7 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", ones, x.shape[-1:], self.param_dtype)
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
+        # Rounded after the weight, as torch's RMSNorm is; Wan's own code rounds before.
         return (y * scale.astype(jnp.float32)).astype(x.dtype)
 
 
@@ -56,6 +57,7 @@ class LayerNorm(nn.Module):
 def standardize(x: Array, eps: float) -> Array:
     """Zero mean and unit (biased) variance over the last axis.  float32."""
     y = x.astype(jnp.float32)
+    # In two passes: E[x^2] - E[x]^2 loses digits to cancellation.
     y = y - jnp.mean(y, -1, keepdims=True)
     return y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + eps)
 
@@ -71,7 +73,9 @@ def modulate(x: Array, scale: Array, shift: Array) -> Array:
     Returns:
         float32[B, L, M].
     """
+    # [B, G, L / G, M]
     y = _group(x, scale.shape[1])
+    # Vectors as [B, G, 1, M]; the result [B, G, L / G, M] -> [B, L, M].
     return (y * (1 + scale[:, :, None]) + shift[:, :, None]).reshape(x.shape)
 
 
@@ -83,6 +87,7 @@ def add_gated(x: Array, update: Array, gate: Array) -> Array:
         update: [B, L, M].
         gate: float32[B, G, M].
     """
+    # [B, G, L / G, M] * [B, G, 1, M] -> [B, L, M]
     y = (_group(update, gate.shape[1]) * gate[:, :, None]).reshape(x.shape)
     return (x.astype(jnp.float32) + y).astype(x.dtype)
 
@@ -90,5 +95,6 @@ def add_gated(x: Array, update: Array, gate: Array) -> Array:
 def _group(x: Array, groups: int) -> Array:
     """[B, L, M] to float32[B, G, L / G, M]."""
     batch, length, width = x.shape
+    # Tokens are ordered (frame, row, column): those of a frame are consecutive.
     x = x.reshape(batch, groups, length // groups, width)
     return x.astype(jnp.float32)

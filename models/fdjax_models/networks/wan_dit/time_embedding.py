@@ -27,19 +27,25 @@ def sinusoid(timestep: Array, dim: int) -> Array:
     Returns:
         float32[..., dim].
     """
+    # float32[dim / 2] each; their sum is the frequency in turns per unit of time
     high, middle, low = _turns_per_unit(dim // 2)
+    # [..., 1]
     t = timestep.astype(jnp.float32)[..., None]
     t_high = _keep_high_bits(t)
     t_low = t - t_high
     whole = t_high * high  # exact: 12 bits by 12 bits
     rest = (t_high * middle + t_low * high) + (t_low * middle + t * low)
+    # [..., dim / 2]. Whole turns leave while they are exact; the fraction that stays
+    # is at most half a turn and a little, where float32 is fine enough.
     turns = (whole - jnp.round(whole)) + rest
     angle = turns * np.float32(2 * np.pi)
+    # [..., dim], cosines first
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
 def _keep_high_bits(x: Array) -> Array:
     """Clears the lower 12 mantissa bits of float32 values."""
+    # By bits, as a compiler may simplify arithmetic that comes to the same.
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     return jax.lax.bitcast_convert_type(bits & _HIGH_BITS, jnp.float32)
 
@@ -47,6 +53,7 @@ def _keep_high_bits(x: Array) -> Array:
 @functools.cache
 def _turns_per_unit(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The frequencies in turns, as a sum of three float32, the first two of 12 bits."""
+    # float64[count]
     exact = 10000.0 ** (-np.arange(count) / count) / (2 * np.pi)
     high = (exact.astype(np.float32).view(np.uint32) & _HIGH_BITS).view(np.float32)
     rest = exact - high

@@ -60,7 +60,9 @@ class WanTransformer(StreamingDiT):
         network = self.config.network
         check_conditions(network, self.config.guidance_scale, conditions)
         text = conditions.text if network.text_dim else None
+        # [B, P, text_dim] twice -> [B G, P, text_dim]
         text = self.rows(text, conditions.negative_text)
+        # Both branches of guidance see the same image.
         image = conditions.image_embedding if network.image_dim else None
         return self._apply(params, text, self.rows(image), method="context")
 
@@ -80,6 +82,7 @@ class WanTransformer(StreamingDiT):
         """Camera modulation per layer, [B G, L, M]."""
         if not self.config.network.control_dim or control.rays is None:
             return None
+        # [B, T, H, W, control_dim] -> [B G, L, control_dim * patch volume]
         rays = self.rows(self.patchify(control.rays))
         return self._apply(params, rays, method="camera")
 
@@ -93,7 +96,9 @@ class WanTransformer(StreamingDiT):
         """Latent and timestep with the first frame, as configured."""
         if control.image is None:
             return latent, timestep
+        # first: bool[B], as sessions of a batch differ in age.
         patch, first = self.config.network.patch_size, cache.kv.num_chunks == 0
+        # In the configured order: what is joined has other channels than a stamp.
         for way in self.config.image_conditioning:
             latent = way.latent(latent, control.image, patch)
             timestep = way.timestep(timestep, control.image, first, patch)
@@ -179,6 +184,7 @@ class WanTransformerConfig(TransformerConfig):
     GPU, where attention gains from it, else 1."""
 
     def __post_init__(self) -> None:
+        # Made here once, so that sizes which cannot work together are refused early.
         _ = self.layout
         network = self.network
         extra = [way.extra_channels(network.out_dim) for way in self.image_conditioning]
@@ -210,6 +216,7 @@ class WanTransformerConfig(TransformerConfig):
             num_heads=network.num_heads,
             rope=Rope3D(
                 head_dim=network.head_dim,
+                # Pair k is features (2k, 2k + 1): Wan's product of complex numbers.
                 interleaved=True,
                 extrapolation=(
                     1.0,

@@ -55,6 +55,7 @@ class ResidualBlock(nn.Module):
             y, carried[name] = CausalConv(
                 self.features, fold_time=self.fold_time, dtype=self.dtype, name=name
             )(y, substate(state, name))
+        # 1x1x1 in the published code: no frame sees another, nothing is carried.
         if x.shape[-1] != self.features:
             x = FrameConv(self.features, kernel=1, dtype=self.dtype, name="shortcut")(x)
         return x + y, carried
@@ -73,8 +74,10 @@ class AttentionBlock(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Maps [B, T, H, W, C] to the same shape."""
         b, t, h, w, c = x.shape
+        # [B, T, H, W, C] -> [B * T, L, C], L = H * W
         y = ChannelNorm(name="norm")(x).reshape(b * t, h * w, c)
         y = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(y)
+        # [B * T, L, 3 * C] -> [B * T, L, 3, C] -> [B * T, L, C]
         # Frame by frame: the weights of one frame of 60x104 take 156 MB in float32.
         y = jax.lax.map(_attend, y.reshape(b * t, h * w, 3, c))
         y = nn.Dense(c, dtype=self.dtype, name="proj")(y)
@@ -83,6 +86,7 @@ class AttentionBlock(nn.Module):
 
 def _attend(qkv: Array) -> Array:
     """Attention of one head within one frame: [L, 3, C] to [L, C]."""
+    # [1, L, 1, C] each: a batch of one with one head
     q, k, v = (qkv[None, :, i, None] for i in range(3))
     return jax.nn.dot_product_attention(q, k, v)[0, :, 0]
 
@@ -113,11 +117,14 @@ class Upsample(nn.Module):
         carried = {}
         if self.temporal:
             x, carried["time"] = self._double_time(x, substate(state, "time"))
+        # Time first, as published, and at a quarter of the pixels.
+        # [B, T', H, W, C] -> [B, T', 2 H, 2 W, C] -> [B, T', 2 H, 2 W, features]
         x = upsample_nearest(x, 2)
         return FrameConv(self.features, dtype=self.dtype, name="space")(x), carried
 
     def _double_time(self, x: Array, context: Array | None) -> tuple[Array, Array]:
         """Turns T frames into 2T, or into 2T - 1 where a stream begins."""
+        # Of each frame the two that it becomes, side by side on channels.
         conv = CausalConv(
             2 * x.shape[-1],
             kernel=(3, 1, 1),
@@ -128,12 +135,17 @@ class Upsample(nn.Module):
         if context is not None:
             y, carried = conv(x, context)
             if self.context == "reference" and x.shape[1] == 1:
+                # [B, 2, H, W, C]: the older of the two frames is forgotten.
                 carried = carried.at[:, 0].set(0)
+            # [B, T, H, W, 2 * C] -> [B, 2 * T, H, W, C]
             return channels_to_time(y, 2), carried
+        # [B, 1, H, W, C] and [B, T - 1, H, W, C]
         first, rest = x[:, :1], x[:, 1:]
         if not rest.shape[1]:
+            # Context [B, 2, H, W, C] of zeros: no later frame sees the first.
             return first, jnp.zeros_like(jnp.repeat(first, 2, axis=1))
         y, carried = conv(rest, None)
+        # [B, 1 + 2 * (T - 1), H, W, C]
         return jnp.concatenate([first, channels_to_time(y, 2)], axis=1), carried
 
 
@@ -154,6 +166,7 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x: Array, state: State) -> tuple[Array, State]:
         """Maps [B, T, H, W, C] to [B, T', H / 2, W / 2, C]."""
+        # Zeros right and below only: ZeroPad2d((0, 1, 0, 1)) of the published code.
         x = FrameConv(
             x.shape[-1], stride=2, padding=(0, 1), dtype=self.dtype, name="space"
         )(x)
@@ -161,7 +174,7 @@ class Downsample(nn.Module):
             return x, {}
         conv = CausalConv(
             x.shape[-1],
-            kernel=(3, 1, 1),
+            kernel=(3, 1, 1),  # at stride two: one frame of context is carried
             time_stride=2,
             fold_time=self.fold_time,
             dtype=self.dtype,
@@ -171,10 +184,13 @@ class Downsample(nn.Module):
         if context is not None:
             x, context = conv(x, context)
             return x, {"time": context}
+        # [B, 1, H / 2, W / 2, C] and [B, T - 1, H / 2, W / 2, C]
         first, rest = x[:, :1], x[:, 1:]
         if not rest.shape[1]:
             return first, {"time": first}
+        # The first frame is the context of those behind it.
         y, context = conv(rest, first)
+        # [B, 1 + (T - 1) / 2, H / 2, W / 2, C]
         return jnp.concatenate([first, y], axis=1), {"time": context}
 
 
@@ -193,10 +209,13 @@ def average_down(x: Array, features: int, *, time: int, space: int) -> Array:
     Returns:
         [B, ceil(T / time), H / space, W / space, features].
     """
+    # [B, ceil(T / time) * time, H, W, C]
     x = jnp.pad(x, [(0, 0), (-x.shape[1] % time, 0), (0, 0), (0, 0), (0, 0)])
     b, t, h, w, c = x.shape
     x = x.reshape(b, t // time, time, h // space, space, w // space, space, c)
+    # [B, T, time, H, row, W, column, C] -> [B, T, H, W, C, time, row, column]
     x = x.transpose(0, 1, 3, 5, 7, 2, 4, 6)
+    # Neighbours in that order make a group: [B, T, H, W, features, group] -> mean.
     return x.reshape(*x.shape[:4], features, -1).mean(axis=-1)
 
 
@@ -218,8 +237,11 @@ def duplicate_up(
         [B, T * time, H * space, W * space, features], fewer frames if `first`.
     """
     b, t, h, w, c = x.shape
+    # [B, T, H, W, features * time * space**2]
     x = jnp.repeat(x, features * time * space**2 // c, axis=-1)
     x = x.reshape(b, t, h, w, features, time, space, space)
+    # [B, T, H, W, features, time, row, column]
+    # -> [B, T, time, H, row, W, column, features]
     x = x.transpose(0, 1, 5, 2, 6, 3, 7, 4)
     x = x.reshape(b, t * time, h * space, w * space, features)
     return x[:, time - 1 :] if first else x

@@ -150,7 +150,9 @@ class DownStage(nn.Module):
         if self.down:
             down = Downsample(self.temporal, name="down", **types)
             y, carried["down"] = down(y, substate(state, "down"))
+        # [B, T, H, W, C] -> [B, T', H', W', features], without parameters
         if self.shortcut:
+            # 2 along what the stage halves, else 1.
             time, space = 1 + self.temporal, 1 + self.down
             y = y + average_down(x, self.features, time=time, space=space)
         return y, carried
@@ -191,6 +193,7 @@ class UpStage(nn.Module):
             y, carried[name] = block(y, substate(state, name))
         if not self.up:
             return y, carried
+        # Wan 2.2 keeps its width here; the next stage's first block changes it.
         features = self.features if self.shortcut else self.features // 2
         up = Upsample(features, self.temporal, self.context, name="up", **types)
         y, carried["up"] = up(y, substate(state, "up"))
@@ -230,6 +233,7 @@ class Encoder(nn.Module):
             dtype=self.config.dtype,
             name="quant",
         )(x)
+        # [B, T, H, W, 2 * C] -> [B, T, H, W, C]
         # The other half is the logarithm of the variance.
         return x[..., : self.config.latent_channels], carried
 
@@ -239,9 +243,12 @@ class Encoder(nn.Module):
         config = self.config
         types: dict[str, Any] = {"fold_time": config.fold_time, "dtype": config.dtype}
         carried: dict[str, Any] = {}
+        # [B, T', H', W', 3] -> [B, T', H' / patch, W' / patch, 3 * patch**2]. Wan 2.2
+        # counts columns before rows there (vae2_2.py, patchify).
         x = space_to_depth(video.astype(config.dtype), config.patch, column_first=True)
         conv = CausalConv(config.widths[0], name="conv_in", **types)
         x, carried["conv_in"] = conv(x, substate(state, "conv_in"))
+        # [B, T', H' / patch, W' / patch, widths[0]] -> [B, T, H, W, widths[-1]]
         for i, features in enumerate(config.widths):
             name, last = f"stages_{i}", i == len(config.temporal)
             x, carried[name] = DownStage(
@@ -296,11 +303,14 @@ class Decoder(nn.Module):
         config = self.config
         types: dict[str, Any] = {"fold_time": config.fold_time, "dtype": config.dtype}
         carried: dict[str, Any] = {}
+        # [B, T, H, W, C] -> [B, T, H, W, widths[-1]]
         conv = CausalConv(config.widths[-1], name="conv_in", **types)
         x, carried["conv_in"] = conv(x, substate(state, "conv_in"))
         x, carried["middle"] = Middle(name="middle", **types)(
             x, substate(state, "middle")
         )
+        # Coarsest first: the way back.
+        # [B, T, H, W, widths[-1]] -> [B, T', H' / patch, W' / patch, widths[0]]
         steps = config.temporal[::-1]
         for i, features in enumerate(config.widths[::-1]):
             name, last = f"stages_{i}", i == len(steps)
@@ -317,4 +327,5 @@ class Decoder(nn.Module):
         x = nn.silu(ChannelNorm(name="norm_out")(x))
         conv = CausalConv(3 * config.patch**2, name="conv_out", **types)
         x, carried["conv_out"] = conv(x, substate(state, "conv_out"))
+        # [B, T', H' / patch, W' / patch, 3 * patch**2] -> [B, T', H', W', 3]
         return depth_to_space(x, config.patch, column_first=True), carried

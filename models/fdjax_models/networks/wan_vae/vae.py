@@ -43,12 +43,15 @@ def _in_passes(
     Returns:
         The state after x, and the outputs, joined along axis 1.
     """
+    # By itself: where a stream begins, its state is None and its frames are fewer.
     state, first = step(state, x[:, :head])
     passes = (x.shape[1] - head) // size
     if not passes:
         return state, first
+    # [B, T - head, ...] -> [B, passes, size, ...] -> [passes, B, size, ...]
     rest = x[:, head:].reshape(len(x), passes, size, *x.shape[2:])
     state, outputs = jax.lax.scan(step, state, jnp.moveaxis(rest, 1, 0))
+    # [passes, B, T', ...] -> [B, passes, T', ...] -> [B, passes * T', ...]
     outputs = jnp.moveaxis(outputs, 0, 1)
     outputs = outputs.reshape(len(x), -1, *outputs.shape[3:])
     return state, jnp.concatenate([first, outputs], axis=1)
@@ -131,6 +134,7 @@ class WanVaeDecoder(StreamingDecoder):
 
         latent = denormalize(latent, config.latent_mean, config.latent_std)
         size = config.latents_per_pass
+        # 1 to `size` latents: what is left when all other passes are full.
         head = latent.shape[1] - (latent.shape[1] - 1) // size * size
         state, video = _in_passes(step, cache.state, latent, head, size)
         return WanVaeCache(state=state), video
@@ -170,6 +174,7 @@ class WanVaeEncoder(ParametricComponent):
     def init_params(self, key: jax.Array) -> Params:
         """Random parameters as a nested dict, in the config's dtype."""
         side = self.config.spatial_ratio
+        # Two latents' frames: the first one passes by the temporal convolutions.
         video = jnp.zeros((1, 1 + self.config.temporal_ratio, side, side, 3))
         shapes = jax.eval_shape(self.network.init, key, video, None)["params"]
         return random_params(shapes, key, dtype=self.config.dtype)
@@ -209,6 +214,7 @@ class WanVaeEncoder(ParametricComponent):
 
         time, size = config.temporal_ratio, config.latents_per_pass
         num_latents = first + (video.shape[1] - first) // time
+        # 1 to `size` latents; a stream's first is one frame, every other one `time`.
         head = num_latents - (num_latents - 1) // size * size
         state, latent = _in_passes(
             step,
@@ -247,12 +253,14 @@ WAN21_VAE_DECODER = WanVaeDecoderConfig()
 WAN21_VAE_ENCODER = WanVaeEncoderConfig()
 """Encoder of the Wan 2.1 VAE (Wan2.1_VAE.pth)."""
 
+# A quarter of Wan 2.1's widths: 8.0 M parameters for 126.9 M, both halves.
 LIGHTVAE_DECODER = WanVaeDecoderConfig(widths=(24, 48, 96, 96))
 """Decoder of the pruned Wan 2.1 VAE of lightx2v/Autoencoders (lightvaew2_1.pth)."""
 
 LIGHTVAE_ENCODER = WanVaeEncoderConfig(widths=(24, 48, 96, 96))
 """Encoder of the pruned Wan 2.1 VAE of lightx2v/Autoencoders (lightvaew2_1.pth)."""
 
+# With patch=2, 16 x 16 pixels a latent pixel.
 WAN22_VAE_DECODER = WanVaeDecoderConfig(
     widths=(256, 512, 1024, 1024),
     residual_stages=True,
