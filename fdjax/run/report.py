@@ -6,7 +6,6 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from fdjax import config as config_lib
 from fdjax.checkpoint import files
 from fdjax.run import media, plugins, sheet, signals, stats
+from fdjax.run.inputs import RunnerInputs
 
 _log = logging.getLogger(__name__)
 
@@ -72,24 +72,22 @@ class RunReport:
     Args:
         config: Of the run.
         num_chunks: How many it is to make.
+        inputs: Of the run: its labels and pictures.
         name: Name of its files.
         first: Index of its first chunk in the session.
-        label: See `RunnerInputs.label`.
-        pictures: See `RunnerInputs.pictures`.
     """
 
     def __init__(
         self,
         config: Any,
         num_chunks: int,
+        inputs: RunnerInputs,
         *,
         name: str,
         first: int = 0,
-        label: Callable[[int, int], str] | None = None,
-        pictures: Mapping[str, np.ndarray] | None = None,
     ):
-        self._config, self._first, self._label = config, first, label
-        self._pictures = dict(pictures or {})
+        self._config, self._first, self._label = config, first, inputs.label
+        self._pictures = dict(inputs.pictures)
         self.num_chunks = num_chunks
         self.num_frames = 0
         self.stages: list[dict[str, float]] = []

@@ -177,14 +177,7 @@ class Runner(Component):
                 name = stack.enter_context(
                     naming.reserved(folder, name, overwrite=config.overwrite)
                 )
-            report = RunReport(
-                config,
-                num_chunks,
-                name=name,
-                first=first,
-                label=inputs.label,
-                pictures=inputs.pictures,
-            )
+            report = RunReport(config, num_chunks, inputs, name=name, first=first)
             return self._stream(params, session, inputs, report)
 
     def prepare(self) -> RunnerInputs:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from fdjax.run import media, sheet
+from fdjax.run.inputs import RunnerInputs
 from fdjax.run.report import RunReport
 from tests.tiny_runner import CONFIG
 
@@ -40,7 +41,7 @@ def test_a_label_is_asked_for_by_chunk_and_frame(tmp_path):
         asked.append((chunk, frame))
         return "w" if chunk > 5 else ""
 
-    report = RunReport(CONFIG, 3, name="x", first=5, label=label)
+    report = RunReport(CONFIG, 3, RunnerInputs(label=label), name="x", first=5)
     with report:
         for frames in (1, 2, 2):
             report.arrived(np.zeros((frames, 6, 8, 3), np.uint8))
