@@ -1,5 +1,6 @@
 """Rays against the reference's golden values and against float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -51,6 +52,38 @@ def test_rays_and_relative_poses_in_float64(seed):
             )
             tolerance = testing.tolerance(jnp.float32, 16, scale=np.abs(expected).max())
             testing.assert_close(made[session, frame], expected, tolerance)
+
+
+def recorded_far_away(count=40):
+    """Steps of a tenth of a unit, thousands of units out, as recordings have them."""
+    poses = random_poses(count, seed=3)
+    steps = np.random.default_rng(3).normal(scale=0.1, size=(count, 3))
+    poses[:, :3, 3] = np.array([-188.0, -5680, -589]) + np.cumsum(steps, axis=0)
+    return poses.astype(np.float32)
+
+
+def turned_back(rotation, columns):
+    """R^T columns in float32, every product and sum rounded, from left to right."""
+    first, second, third = (
+        rotation[..., row, :, None] * columns[..., row, None, :] for row in range(3)
+    )
+    return first + second + third
+
+
+def test_far_from_the_origin_the_reference_order_of_sums_is_kept():
+    """IEEE arithmetic leaves nothing open, so that the numbers are the very same."""
+    poses = recorded_far_away()
+    before = np.concatenate([poses[:1], poses[:-1]])
+    rotation = before[:, :3, :3]
+    moved = turned_back(rotation, poses[:, :3, 3:])
+    moved = moved - turned_back(rotation, before[:, :3, 3:])
+    turned = turned_back(rotation, poses[:, :3, :3])
+    made = jax.jit(rays.relative_poses)(poses[None], poses[:1], jnp.ones(1))[0]
+    np.testing.assert_array_equal(made[:, :3, 3:], moved)
+    np.testing.assert_array_equal(made[:, :3, :3], turned)
+    # What it is about: exact numbers are others.
+    exact = np.linalg.inv(before.astype(np.float64)) @ poses
+    assert np.abs(exact[:, :3, 3:] - moved).max() > 1e-4
 
 
 def test_fold_orders_channels_then_rows_then_columns():

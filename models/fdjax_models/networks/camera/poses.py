@@ -1,12 +1,15 @@
-"""Camera trajectories on the host: checks, conventions, resampling (numpy, float64).
+"""Camera trajectories on the host: checks, conventions, resampling; numpy, float64.
 
 A pose is camera-to-world, [4, 4]; the camera looks along +z, x points right and y down
 (the axes of OpenCV and COLMAP). Intrinsics are (fx, fy, cx, cy) in pixels, whose
 centres lie at half integers.
 """
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
+
+from fdjax_models.networks.camera import rays
 
 _RIGID = 1e-3  # largest |R^T R - I| that is taken for rounding
 _STRIDE = 4  # video frames of one latent frame, of every Wan autoencoder
@@ -192,6 +195,8 @@ def frames_of(num_latents: int) -> int:
 def world_scale(poses: np.ndarray) -> float:
     """The longest step between latent frames: the length that the network calls 1.
 
+    In float32 by way of the first pose, as the reference has it: `rays.seen_from`.
+
     Args:
         poses: From `fit_to_chunks`: one per video frame.
 
@@ -199,9 +204,12 @@ def world_scale(poses: np.ndarray) -> float:
         Above 0; 1 where the camera does not move, which then changes nothing. (The
         reference divides by 0 there.)
     """
-    # [E, 3]: positions only
-    latents = poses[::_STRIDE, :3, 3]
-    longest = np.linalg.norm(np.diff(latents, axis=0), axis=1).max(initial=0.0)
+    # [E, 4, 4]
+    latents = jnp.asarray(poses[::_STRIDE], jnp.float32)
+    origin = jnp.broadcast_to(latents[:1], latents.shape)
+    seen = rays.seen_from(origin, latents).at[0].set(jnp.eye(4))
+    steps = rays.seen_from(seen[:-1], seen[1:])[:, :3, 3]
+    longest = np.linalg.norm(np.asarray(steps), axis=1).max(initial=0.0)
     return float(longest) or 1.0
 
 

@@ -11,17 +11,8 @@ from fdjax.axes import Array
 _EXACT = jax.lax.Precision.HIGHEST  # a GPU would multiply in tf32
 
 
-def invert(poses: Array) -> Array:
-    """Inverse of rigid transforms: R^T and -R^T t.  float32[..., 4, 4]."""
-    # [..., 3, 3] and [..., 3, 1] -> [..., 3, 4] -> [..., 4, 4]
-    rotation = poses[..., :3, :3].swapaxes(-1, -2)
-    moved = -jnp.matmul(rotation, poses[..., :3, 3:], precision=_EXACT)
-    top = jnp.concatenate([rotation, moved], axis=-1)
-    return jnp.concatenate([top, poses[..., 3:, :]], axis=-2)
-
-
 def relative_poses(poses: Array, previous: Array, scale: Array) -> Array:
-    """Each pose as seen from the one before it.
+    """Each pose as seen from the one before it; see `seen_from`.
 
     Args:
         poses: Camera-to-world.  float32[B, T, 4, 4].
@@ -33,9 +24,49 @@ def relative_poses(poses: Array, previous: Array, scale: Array) -> Array:
     """
     # [B, 1, 4, 4] and [B, T - 1, 4, 4] -> [B, T, 4, 4]
     before = jnp.concatenate([previous[:, None], poses[:, :-1]], axis=1)
-    relative = jnp.matmul(invert(before), poses, precision=_EXACT)
+    relative = seen_from(before, poses)
     # [B, T, 3] / [B, 1, 1]
     return relative.at[..., :3, 3].divide(scale[:, None, None])
+
+
+def seen_from(before: Array, poses: Array) -> Array:
+    """before^-1 poses, of rigid transforms.
+
+    Far from the origin the result holds the round-off of large coordinates: 3e-4 of the
+    longest step on LingBot-World's own examples. The networks were driven by these very
+    numbers, so sums are in the reference's order: R^T t from left to right in float32,
+    for both poses, then their difference.
+
+    Args:
+        before: float32[..., 4, 4].
+        poses: As `before`.
+    """
+    rotation = before[..., :3, :3]
+    moved = _turn_back(rotation, poses[..., :3, 3:])
+    moved -= _turn_back(rotation, before[..., :3, 3:])
+    turned = _turn_back(rotation, poses[..., :3, :3])
+    # [..., 3, 3] and [..., 3, 1] -> [..., 3, 4] -> [..., 4, 4]
+    top = jnp.concatenate([turned, moved], axis=-1)
+    return jnp.concatenate([top, poses[..., 3:, :]], axis=-2)
+
+
+def _turn_back(rotation: Array, columns: Array) -> Array:
+    """R^T times columns, summed from left to right.  float32[..., 3, K]."""
+    # [..., 3, 1] * [..., 1, K], one for each row of R
+    products = [
+        _rounded(rotation[..., row, :, None] * columns[..., row, None, :])
+        for row in range(3)
+    ]
+    return products[0] + products[1] + products[2]
+
+
+def _rounded(product: Array) -> Array:
+    """The same, where the compiler may not fuse it into the sum that follows.
+
+    XLA would round product and sum at once (FMA), to other numbers than the
+    reference's; it does not see through a selection.
+    """
+    return jnp.where(jnp.isfinite(product), product, jnp.nan)
 
 
 def pixel_rays(poses: Array, intrinsics: Array, height: int, width: int) -> Array:
