@@ -12,8 +12,6 @@ import jax.numpy as jnp
 from fdjax.attention import device, xla
 from fdjax.axes import Array
 
-_DTYPES = (jnp.bfloat16, jnp.float16)
-
 
 def unsupported_reason(query: Array, key: Array, value: Array) -> str | None:
     """Why cuDNN cannot attend to these arrays on the default device, or None.
@@ -21,23 +19,12 @@ def unsupported_reason(query: Array, key: Array, value: Array) -> str | None:
     The limits are those that jax checks when it lowers the call
     (jax/_src/cudnn/fused_attention_stablehlo.py, `check_is_flash_attention`).
     """
-    dtypes = {array.dtype for array in (query, key, value)}
-    if len(dtypes) > 1 or query.dtype not in _DTYPES:
-        names = ", ".join(sorted(str(dtype) for dtype in dtypes))
-        return f"it needs bfloat16 or float16 throughout, got {names}"
-    capability = device.compute_capability()
-    if capability is None:
-        return "the default device is no NVIDIA GPU"
+    if reason := device.no_kernel_reason(query, key, value):
+        return reason
+    capability = device.compute_capability() or ()
     if capability < (8, 0):
         return f"it needs compute capability 8.0, the device has {capability}"
-    max_dim = 256 if capability >= (9, 0) else 128
-    head_dim = query.shape[-1]
-    if head_dim != value.shape[-1] or head_dim % 8 or head_dim > max_dim:
-        return (
-            f"it needs one head width for all, a multiple of 8 up to {max_dim}, got "
-            f"{head_dim} and {value.shape[-1]}"
-        )
-    return None
+    return device.head_reason(query, value, 256 if capability >= (9, 0) else 128)
 
 
 def attend(

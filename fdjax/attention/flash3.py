@@ -16,27 +16,18 @@ from fdjax import sharding
 from fdjax.attention import device, xla
 from fdjax.axes import Array
 
-_DTYPES = (jnp.bfloat16, jnp.float16)
 _MAX_HEAD_DIM = 256  # the widest that the package's kernels are compiled for
 
 
 def unsupported_reason(query: Array, key: Array, value: Array) -> str | None:
     """Why FlashAttention-3 cannot attend to these arrays here, or None."""
-    dtypes = {array.dtype for array in (query, key, value)}
-    if len(dtypes) > 1 or query.dtype not in _DTYPES:
-        names = ", ".join(sorted(str(dtype) for dtype in dtypes))
-        return f"it needs bfloat16 or float16 throughout, got {names}"
+    if reason := device.no_kernel_reason(query, key, value):
+        return reason
     capability = device.compute_capability()
-    if capability is None:
-        return "the default device is no NVIDIA GPU"
     if capability != (9, 0):
         return f"it needs compute capability 9.0 (Hopper), the device has {capability}"
-    head_dim = query.shape[-1]
-    if head_dim != value.shape[-1] or head_dim % 8 or head_dim > _MAX_HEAD_DIM:
-        return (
-            "it needs one head width for all, a multiple of 8 up to "
-            f"{_MAX_HEAD_DIM}, got {head_dim} and {value.shape[-1]}"
-        )
+    if reason := device.head_reason(query, value, _MAX_HEAD_DIM):
+        return reason
     if sharding.in_mesh():
         return "a mesh is in force, and its call cannot be divided among devices"
     package = _package()

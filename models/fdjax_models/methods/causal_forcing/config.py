@@ -1,38 +1,28 @@
-"""Causal-Forcing as values: Wan 2.1 1.3B as a four-step causal model.
+"""Causal-Forcing as values: Self-Forcing's four-step causal model, trained otherwise.
 
 Sizes, schedule and files: NVIDIA/flashdreams, integrations_v2/causal_forcing; weights
 of zhuhz22/Causal-Forcing. Its shift is 5, where Self-Forcing's is 8.
 """
 
 from fdjax.config import derive_config
-from fdjax.engine.conditioner import TextImageConditionerConfig
-from fdjax.engine.diffusion import DiffusionModelConfig
-from fdjax.engine.pipeline import StreamInferencePipelineConfig
-from fdjax.schedulers import FlowMatchSchedulerConfig
 from fdjax_models.methods.causal_forcing.runner import (
     CausalForcingImageRunnerConfig,
     CausalForcingRunnerConfig,
 )
+from fdjax_models.methods.self_forcing import config as self_forcing
 from fdjax_models.methods.wan21 import published
 from fdjax_models.networks.wan_dit.i2v_encoder import ImageControlEncoderConfig
 from fdjax_models.networks.wan_dit.image_conditioning import Stamp
-from fdjax_models.networks.wan_dit.transformer import WanTransformerConfig
 
-CHUNKWISE = StreamInferencePipelineConfig(
+CHUNKWISE = derive_config(
+    self_forcing.T2V_1_3B,
     name="causal-forcing-wan2.1-t2v-1.3b-chunkwise",
-    diffusion_model=DiffusionModelConfig(
-        transformer=WanTransformerConfig(
-            checkpoint_path="hf://zhuhz22/Causal-Forcing/chunkwise/causal_forcing.pt",
-            len_t=3,
-            window_size_t=21,
-        ),
-        scheduler=FlowMatchSchedulerConfig(
-            num_inference_steps=4, denoising_timesteps=(1000, 750, 500, 250), shift=5.0
-        ),
-        seed=42,
-    ),
-    decoder=published.VAE_DECODER,
-    conditioner=TextImageConditionerConfig(text_encoder=published.UMT5_XXL),
+    diffusion_model={
+        "transformer": {
+            "checkpoint_path": "hf://zhuhz22/Causal-Forcing/chunkwise/causal_forcing.pt"
+        },
+        "scheduler": {"shift": 5.0},
+    },
 )
 """Chunks of three latent frames that see the last 21."""
 
