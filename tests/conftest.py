@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 
+import numpy as np
 import pytest
 
 from tests import processes, worst_errors
@@ -41,6 +42,21 @@ def default_signals():
     """Ctrl-C and SIGHUP do what they do in a shell, under `nohup … &` too."""
     with processes.default_signals():
         yield
+
+
+@pytest.fixture
+def chunks(monkeypatch):
+    """The chunks of what runs, of the first session, before they become bytes."""
+    from fdjax.run import media
+
+    found, to_uint8 = [], media.to_uint8
+
+    def record(video):
+        found.append(np.asarray(video)[0])
+        return to_uint8(video)
+
+    monkeypatch.setattr(media, "to_uint8", record)
+    return found
 
 
 def pytest_addoption(parser):

@@ -19,7 +19,6 @@ from safetensors.numpy import save_file
 from fdjax.config import derive_config
 from fdjax.contract.conditioner import Conditions
 from fdjax.engine.diffusion import DiffusionModelConfig
-from fdjax.run import media
 from fdjax_models.methods.lingbot_world.config import RUNNER_CONFIGS
 from fdjax_models.networks.wan_dit.control import ImageControl, WanControl
 from tests import golden
@@ -330,7 +329,7 @@ def _reference_video(config, folder, text_encoder, vae, pixels, rays):
     return np.concatenate(chunks)
 
 
-def test_runner(tmp_path, monkeypatch):
+def test_runner(tmp_path, monkeypatch, chunks):
     monkeypatch.setenv("FDJAX_CACHE_DIR", str(tmp_path / "cache"))
     text_encoder = published_files.write_text_encoder(tmp_path)
     vae = published_files.write_vae(tmp_path / "vae.pth")
@@ -350,13 +349,6 @@ def test_runner(tmp_path, monkeypatch):
         config, checkpoint_path=str(_write_transformer(network, tmp_path))
     )
 
-    chunks, to_uint8 = [], media.to_uint8
-
-    def record(video):
-        chunks.append(np.asarray(video)[0])
-        return to_uint8(video)
-
-    monkeypatch.setattr(media, "to_uint8", record)
     result = config.setup().run()
     ours = np.concatenate(chunks)
     assert result.num_frames == len(ours) == 9 + 12 * (NUM_CHUNKS - 1)

@@ -128,20 +128,13 @@ def _reference_video(config, folder, text_encoder, vae):
 
 
 @pytest.mark.parametrize("slug", [BASE, f"{BASE}-sink5-window7-rerope"])
-def test_runner(slug, tmp_path, monkeypatch):
+def test_runner(slug, tmp_path, monkeypatch, chunks):
     monkeypatch.setenv("FDJAX_CACHE_DIR", str(tmp_path / "cache"))
     text_encoder = published_files.write_text_encoder(tmp_path)
     vae = published_files.write_vae(tmp_path / "vae.pth")
     _write_transformer(tmp_path / "self_forcing_dmd.pt")
     config = _runner_config(slug, tmp_path)
 
-    chunks, to_uint8 = [], media.to_uint8
-
-    def record(video):
-        chunks.append(np.asarray(video)[0])
-        return to_uint8(video)
-
-    monkeypatch.setattr(media, "to_uint8", record)
     result = config.setup().run()
     ours = np.concatenate(chunks)
     assert result.num_frames == len(ours) == 9 + 12 * (NUM_CHUNKS - 1)

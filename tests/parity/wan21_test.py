@@ -11,7 +11,6 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from fdjax.config import derive_config
-from fdjax.run import media
 from fdjax_models.methods.wan21.config import RUNNER_CONFIGS
 from tests.networks.wan_dit import tiny
 from tests.parity import imports
@@ -145,7 +144,7 @@ def _reference_video(config, folder, text_encoder, vae, image, image_encoder):
 
 
 @pytest.mark.parametrize("slug", [T2V, I2V])
-def test_runner(slug, tmp_path, monkeypatch):
+def test_runner(slug, tmp_path, monkeypatch, chunks):
     monkeypatch.setenv("FDJAX_CACHE_DIR", str(tmp_path / "cache"))
     text_encoder = published_files.write_text_encoder(tmp_path)
     vae = published_files.write_vae(tmp_path / "vae.pth")
@@ -158,13 +157,6 @@ def test_runner(slug, tmp_path, monkeypatch):
     config = _runner_config(slug, tmp_path)
     _write_transformer(config, tmp_path / "wan.safetensors")
 
-    chunks, to_uint8 = [], media.to_uint8
-
-    def record(video):
-        chunks.append(np.asarray(video)[0])
-        return to_uint8(video)
-
-    monkeypatch.setattr(media, "to_uint8", record)
     config.setup().run()
     [ours] = chunks
     theirs = _reference_video(config, tmp_path, text_encoder, vae, image, image_encoder)

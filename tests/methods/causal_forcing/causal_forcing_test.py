@@ -43,15 +43,8 @@ def test_text_to_video(slug, frames, tmp_path):
     assert result.num_frames == frames == len(media.read_video(result.output))
 
 
-def test_image_to_video_begins_with_the_image(tmp_path, monkeypatch):
+def test_image_to_video_begins_with_the_image(tmp_path, chunks):
     """With one latent frame a chunk, the first is the image's own latent."""
-    chunks, to_uint8 = [], media.to_uint8
-
-    def record(video):
-        chunks.append(np.asarray(video)[0])
-        return to_uint8(video)
-
-    monkeypatch.setattr(media, "to_uint8", record)
     rng = np.random.default_rng(0)
     for name in ("a.png", "b.png"):
         pixels = rng.integers(0, 256, (32, 48, 3), np.uint8)

@@ -176,7 +176,6 @@ def test_a_file_that_is_no_array_is_named(tmp_path, suffix):
         ({"world_scale": 0.0}, "world_scale must be above 0"),
         ({"world_scale": float("nan")}, "world_scale must be above 0"),
         ({"capture_width": 0}, "capture_width must be at least 1"),
-        ({"keep_aspect": True}, "keep_aspect must be False"),
     ],
 )
 def test_a_config_that_makes_no_sense(changes, message):

@@ -9,7 +9,7 @@ import numpy as np
 from fdjax.run.inputs import LazySequence, RunnerInputs
 from fdjax_models.methods.lingbot_world import paths, plot, trajectory
 from fdjax_models.methods.wan21 import tiny
-from fdjax_models.methods.wan21.base_runner import WanImageRunnerConfig, WanRunner
+from fdjax_models.methods.wan21.base_runner import WanRunner, WanStartRunnerConfig
 from fdjax_models.networks.camera.poses import frames_of
 
 
@@ -109,7 +109,7 @@ class LingBotRunner(WanRunner):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LingBotRunnerConfig(WanImageRunnerConfig):
+class LingBotRunnerConfig(WanStartRunnerConfig):
     """Config of `LingBotRunner`.
 
     The path is `poses`, or `camera`, or `controls`, in this order.
@@ -148,9 +148,6 @@ class LingBotRunnerConfig(WanImageRunnerConfig):
     """Length, in the poses' unit, that the network calls 1; None: the longest step
     between latent frames of `poses`, 1 for a written path."""
 
-    keep_aspect: bool = False
-    """Not used: the image is resized to the size of the run, as the model was fed."""
-
     total_blocks: int = 20
     """At most this many chunks; the run ends with the path."""
 
@@ -166,5 +163,3 @@ class LingBotRunnerConfig(WanImageRunnerConfig):
         for name in ("capture_height", "capture_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1.")
-        if self.keep_aspect:
-            raise ValueError("keep_aspect must be False: LingBot-World resizes.")

@@ -35,7 +35,7 @@ class WanRunner(Runner):
         """
         self._check_size()
         text, image = self.read_text(), None
-        if isinstance(self.config, WanImageRunnerConfig):
+        if isinstance(self.config, WanStartRunnerConfig):
             if not str(self.config.image):
                 raise ValueError(
                     f"{self.config.runner_name} starts from an image: set image to a "
@@ -135,15 +135,11 @@ class WanRunnerConfig(RunnerConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WanImageRunnerConfig(WanRunnerConfig):
-    """Config of `WanRunner` for image to video."""
+class WanStartRunnerConfig(WanRunnerConfig):
+    """Config of a run that starts from a first frame."""
 
     image: str | pathlib.Path = ""
     """The first frame: an image, a video or a URL."""
-
-    keep_aspect: bool = True
-    """Whether the video has the proportions of the image, with about as many pixels as
-    pixel_height x pixel_width; if not, the image is squeezed into that size."""
 
     def tiny(self) -> RunnerConfig:
         """As that of text to video, with an image for whoever has none."""
@@ -158,3 +154,12 @@ class WanImageRunnerConfig(WanRunnerConfig):
                 "pipeline.encoder.len_t must equal that of the transformer, "
                 f"{transformer.len_t}, got {encoder.len_t}."
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WanImageRunnerConfig(WanStartRunnerConfig):
+    """Config of `WanRunner` for image to video."""
+
+    keep_aspect: bool = True
+    """Whether the video has the proportions of the image, with about as many pixels as
+    pixel_height x pixel_width; if not, the image is squeezed into that size."""
