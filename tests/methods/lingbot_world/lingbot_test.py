@@ -103,6 +103,18 @@ def test_a_written_path_ends_with_the_chunk_in_which_it_ends(tmp_path):
     assert [inputs.label(0, 0), inputs.label(0, 1), inputs.label(1, 5)] == ["", "w", ""]
 
 
+def test_keys_may_come_in_a_file(tmp_path):
+    (tmp_path / "walk.txt").write_text("w*4\nd*4\n")
+    inputs = [
+        tiny(tmp_path, controls=given).setup().read_inputs()
+        for given in (str(tmp_path / "walk.txt"), tmp_path / "walk.txt", "w*4 d*4")
+    ]
+    for other in inputs[:2]:
+        np.testing.assert_array_equal(
+            other.controls[0].poses, inputs[2].controls[0].poses
+        )
+
+
 def test_the_lens_follows_the_size_of_the_video(tmp_path):
     given = files(tmp_path, turning(9), np.array([500.0, 510, 416, 240]))
     camera = tiny(tmp_path, **given).setup().read_inputs().controls[0]
@@ -147,7 +159,7 @@ def skewed():
         ),
         (lambda d: {"opengl": True}, "give poses with it"),
         (lambda d: {"camera": "fly 3"}, "'fly 3' must be one of"),
-        (lambda d: {"controls": "z*3"}, "must be keys"),
+        (lambda d: {"controls": "z*3"}, "has unknown key.s. 'z'"),
     ],
 )
 def test_bad_input_is_named_before_anything_is_made(tmp_path, change, message):

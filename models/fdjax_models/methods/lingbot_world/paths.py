@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from fdjax.run.keys import read_runs
+
 SPEED = 0.8
 """Of walking, units per second."""
 
@@ -19,7 +21,6 @@ TURN = 32.0
 STEEPEST = 85.0
 """Pitch stays within this, degrees."""
 
-_MOST_DIGITS = 15  # of a count of frames
 
 VERBS = {
     "forward": (0, 1),
@@ -118,33 +119,16 @@ def read_controls(text: str, fps: float) -> tuple[Segment, ...]:
     """Keys and for how many video frames, such as "w*24 wa*12 .*8".
 
     Args:
-        text: Groups apart by white space: keys held together, then "*" and a count (1
-            if it is not given).
+        text: See `fdjax.run.keys.read_runs`.
         fps: Frames per second.
 
     Raises:
         ValueError: An unknown key, a malformed count, or no frame at all.
     """
-    segments = []
-    for group in text.split():
-        match = re.fullmatch(r"([^*\s]+?)(?:\*(\d+))?", group)
-        unknown = sorted(set(match[1].lower()) - KEYS.keys()) if match else [group[:20]]
-        if match is None or unknown or len(match[2] or "") > _MOST_DIGITS:
-            raise ValueError(
-                f"control group {group[:20]!r} must be keys and a count, as in 'w*24'; "
-                f"the keys are {describe_keys()}."
-            )
-        held = "".join(sorted(set(match[1].lower()) - {"."}))
-        if frames := int(match[2] or 1):
-            segments.append(Segment(frames, _step_of(held, fps), held))
-    if not segments:
-        raise ValueError(f"controls {text[:40]!r} hold no frame; try 'w*24 a*12'.")
-    return tuple(segments)
-
-
-def describe_keys() -> str:
-    """One line that lists the keys."""
-    return ", ".join(f"{key} ({action})" for key, action in KEYS.items())
+    return tuple(
+        Segment(frames, _step_of(held, fps), held)
+        for held, frames in read_runs(text, KEYS)
+    )
 
 
 def num_frames(segments: Sequence[Segment]) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fdjax.run.inputs import LazySequence, RunnerInputs
+from fdjax.run.keys import controls_text
 from fdjax_models.methods.lingbot_world import paths, plot, trajectory
 from fdjax_models.methods.wan21 import tiny
 from fdjax_models.methods.wan21.base_runner import WanRunner, WanStartRunnerConfig
@@ -78,7 +79,7 @@ class LingBotRunner(WanRunner):
             return None
         if named == ["camera"]:
             return paths.read_camera(config.camera, config.fps)
-        return paths.read_controls(config.controls, config.fps)
+        return paths.read_controls(controls_text(config.controls), config.fps)
 
     def _trajectory(
         self, segments: tuple[paths.Segment, ...] | None
@@ -131,9 +132,10 @@ class LingBotRunnerConfig(WanStartRunnerConfig):
     down in units at 0.8 a second, yaw (to the right) and pitch (up) in degrees at 32 a
     second, wait in seconds."""
 
-    controls: str = "w*40 d*24 w*40"
+    controls: str | pathlib.Path = "w*40 d*24 w*40"
     """Keys and for how many video frames: w, s walk, q, e sidestep, a, d turn, i, k
-    look up and down, . nothing; at the speeds of `camera`."""
+    look up and down, . nothing; at the speeds of `camera`. Or a .txt file that says
+    so."""
 
     opengl: bool = False
     """The camera of `poses` looks along -z with y up (OpenGL, Blender, NeRF)."""

@@ -2,9 +2,11 @@
 
 import bisect
 import dataclasses
-import re
+import itertools
 
 import numpy as np
+
+from fdjax.run.keys import read_runs
 
 KEYS: dict[str, tuple[int, int]] = {
     "w": (1, 0),
@@ -15,10 +17,17 @@ KEYS: dict[str, tuple[int, int]] = {
 }
 """Key -> (forward, turn left), each in {-1, 0, 1}; "." is no key."""
 
+ACTIONS = {
+    "w": "forward",
+    "s": "back",
+    "a": "turn left",
+    "d": "turn right",
+    ".": "no key",
+}
+"""What each key does, in words."""
+
 FRAMES_PER_CHUNK = 4
-_MOST_DIGITS = 15  # of a count of frames: more than two million years
 _MOST_FRAMES = 12 * 86400  # in an array: a day
-_TOKEN = re.compile(r"(?P<keys>[^*\s]+?)(?:\*(?P<count>\d+))?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +59,8 @@ class HeldKeys:
 def read_keys(text: str) -> HeldKeys:
     """Returns the keys per frame that a control string stands for.
 
-    A string is a list of groups separated by white space; a group is one or more keys
-    held together and, after "*", for how many frames (1 if not given). "w*24 wa*8 .*4"
-    walks for 24 frames, walks a left turn for 8, and rests for 4.
-
     Args:
-        text: The control string, for example "w*24 a*8 w*24".
+        text: For example "w*24 a*8 w*24"; see `fdjax.run.keys.read_runs`.
 
     Returns:
         The keys of at least one frame.
@@ -63,33 +68,13 @@ def read_keys(text: str) -> HeldKeys:
     Raises:
         ValueError: An unknown key, a malformed count, or no frames at all.
     """
-    runs: list[tuple[int, int]] = []
-    ends: list[int] = []
-    for group in text.split():
-        match = _TOKEN.fullmatch(group)
-        if match is None:
-            raise ValueError(
-                f"control group {group!r} must be keys, or keys*frames as in 'w*24'"
-            )
-        unknown = sorted(set(match["keys"].lower()) - KEYS.keys())
-        if unknown:
-            raise ValueError(
-                f"control group {group!r} has unknown key(s) "
-                f"{', '.join(map(repr, unknown))}; the keys are {describe_keys()}"
-            )
-        if len(match["count"] or "") > _MOST_DIGITS:
-            raise ValueError(
-                f"control group {group[:20]!r}... must count frames in at most "
-                f"{_MOST_DIGITS} digits"
-            )
-        if count := int(match["count"] or 1):
-            # A key named twice in a group is held once; opposite keys cancel.
-            held = [KEYS[key] for key in set(match["keys"].lower())]
-            runs.append((sum(key[0] for key in held), sum(key[1] for key in held)))
-            ends.append((ends[-1] if ends else 0) + count)
-    if not ends:
-        raise ValueError(f"controls {text!r} hold no frame; try 'w*24 a*8 w*24'")
-    return HeldKeys(tuple(runs), tuple(ends))
+    runs = read_runs(text, ACTIONS)
+    # Opposite keys cancel.
+    motions = tuple(
+        (sum(KEYS[key][0] for key in held), sum(KEYS[key][1] for key in held))
+        for held, _ in runs
+    )
+    return HeldKeys(motions, tuple(itertools.accumulate(count for _, count in runs)))
 
 
 def parse_controls(text: str) -> np.ndarray:
@@ -113,11 +98,6 @@ def parse_controls(text: str) -> np.ndarray:
     # Frames of each run; [runs, 2] -> [frames, 2]
     counts = np.diff(keys.ends, prepend=0)
     return np.repeat(np.array(keys.runs, np.int8), counts, axis=0)
-
-
-def describe_keys() -> str:
-    """Returns one line that lists the keys."""
-    return "w (forward), s (back), a (turn left), d (turn right), . (no key)"
 
 
 def controls_per_chunk(controls: np.ndarray, num_chunks: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 
 from fdjax.config import Seed, derive_config
 from fdjax.run.inputs import LazySequence, RunnerInputs
+from fdjax.run.keys import controls_text
 from fdjax.run.runner import Runner, RunnerConfig
 from fdjax_models.methods.maze_world import controls, rendering, simulator, text
 
@@ -48,7 +49,7 @@ class MazeRunner(Runner):
         elif config.maze_seed is not None and config.resume is None:
             tokens = text.tokenize_prompt(prompt[0] if prompt else "")
             image = start_image(config.maze_seed, tokens)
-        keys = controls.read_keys(read_controls(config.controls))
+        keys = controls.read_keys(controls_text(config.controls))
         num_chunks = controls.num_chunks_for(keys)
         if num_chunks > config.total_blocks:
             _log.info(
@@ -100,24 +101,6 @@ def _first_view(key: jax.Array, tokens: jax.Array) -> jax.Array:
     world = dataclasses.replace(world, style=style)
     pose = simulator.random_pose(pose_key, world)
     return rendering.render(world, pose)
-
-
-def read_controls(value: str | pathlib.Path) -> str:
-    """Returns a control string, read from a file if `value` is a path or ends in .txt.
-
-    Raises:
-        FileNotFoundError: The file does not exist.
-        ValueError: It is no UTF-8 text.
-    """
-    if isinstance(value, str) and not value.strip().endswith(".txt"):
-        return value
-    path = pathlib.Path(value if not isinstance(value, str) else value.strip())
-    if not path.is_file():
-        raise FileNotFoundError(f"controls file {path} does not exist.")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"controls file {path} must be UTF-8: {error}.") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
