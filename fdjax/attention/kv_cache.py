@@ -84,6 +84,11 @@ class KVLayout:
         return self.window // math.gcd(self.window, self.chunk)
 
     @property
+    def contiguous(self) -> bool:
+        """Whether the slots of a chunk always follow each other."""
+        return self.window % self.chunk == 0  # and so the chunk divides the sink
+
+    @property
     def capacity(self) -> int:
         """Number of tokens that are held: sink and window."""
         return self.sink + self.window
@@ -186,18 +191,17 @@ class KVLayout:
         """
         values = values.astype(buffer.dtype)
         num_tokens = _int32(num_tokens)
-        contiguous = self.window % self.chunk == 0  # and so is the sink
         # Sessions of one age share their slots.
         if num_tokens.shape in ((), (1,)):
             num_tokens = num_tokens.reshape(())
-            if contiguous:
+            if self.contiguous:
                 return _slice(buffer, values, self._slot(num_tokens))
             # [B, chunk, N, D] into [B, S, N, D]. Dropped tokens share an index, so that
             # indices are known to differ only where none is dropped.
             return buffer.at[:, self.slots(num_tokens)].set(
                 values, mode="drop", unique_indices=self.window >= self.chunk
             )
-        if contiguous:
+        if self.contiguous:
             # A scatter costs a GPU no more than one slice for all (H100, 4,680 tokens
             # of 12 x 128: 49 us for B = 4 against 48); a CPU copies by slices faster.
             return jax.lax.platform_dependent(

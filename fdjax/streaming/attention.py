@@ -7,6 +7,7 @@ from typing import Protocol
 import flax.struct
 import jax
 
+from fdjax.attention import float8
 from fdjax.attention.attend import attend
 from fdjax.attention.kv_cache import KVLayout
 from fdjax.attention.rope import Rope3D, RopeTable
@@ -73,6 +74,8 @@ class StreamingAttention:
         layout, table = state.layout, self.tables[state.layout]
         num_tokens = layout.ring_tokens(self.num_chunks)
         rotated = self.rope.rotate(key, table)
+        if state.keys.dtype == float8.DTYPE:
+            return self._in_8_bits(query, rotated, value, state, num_tokens)
         # [B, L, N, D] into [B, S, N, D]
         keys = layout.write(state.keys, rotated, num_tokens)
         values = layout.write(state.values, value, num_tokens)
@@ -85,6 +88,19 @@ class StreamingAttention:
         # A chunk sees itself at least, so that no length is 0.
         out = attend(query, keys, values, length=length, nonempty=True)
         return LayerKV(keys, values, layout, raw_keys), out
+
+    def _in_8_bits(
+        self, query: Array, key: Array, value: Array, state: LayerKV, num_tokens: Array
+    ) -> tuple[LayerKV, Array]:
+        """The same over a cache in 8 bits; the key is turned already."""
+        layout = state.layout
+        # [B, L, N, D] into [B, S, N, D] and [B, N, D, S]
+        keys = float8.write_keys(layout, state.keys, key, num_tokens)
+        values = float8.write_values(layout, state.values, value, num_tokens)
+        query = self.rope.rotate(query, self.tables[layout])
+        length = layout.valid_length(num_tokens)
+        out = float8.attend(query, keys, values, length=length)
+        return LayerKV(keys, values, layout), out
 
 
 @dataclasses.dataclass(frozen=True)
