@@ -9,6 +9,8 @@ On a Hopper GPU a kernel of our own (`float8_kernel`) reads the cache as it lies
 it is widened and read by `fdjax.attention.xla`, for tests and small sizes.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,7 +111,15 @@ def _write_window(buffer: Array, values: Array, session: int, first: Array) -> A
     return jax.lax.dynamic_update_slice(buffer, new, where)
 
 
-def _by_slot(x: Array) -> Array:
+def by_column(x: Any) -> Any:
+    """[..., S] in the order of slots to the order of columns."""
+    shape = x.shape
+    # Slot 8 a + 2 b + c of a group is column 4 b + 2 a + c: two axes change places.
+    x = x.reshape(*shape[:-1], shape[-1] // _GROUP, 2, 4, 2)
+    return x.swapaxes(-3, -2).reshape(shape)
+
+
+def by_slot(x: Any) -> Any:
     """[..., S] in the order of columns to the order of slots."""
     shape = x.shape
     x = x.reshape(*shape[:-1], shape[-1] // _GROUP, 4, 2, 2)
@@ -141,7 +151,7 @@ def attend(
     if unsupported_reason(query) is None:
         return float8_kernel.attend(to_float8(query), keys, values, length, scale)
     # [B, N, D, S] -> [B, S, N, D]
-    wide = _by_slot(values).transpose(0, 3, 1, 2).astype(jnp.float32)
+    wide = by_slot(values).transpose(0, 3, 1, 2).astype(jnp.float32)
     keys = keys.astype(jnp.float32)
     query, dtype = to_float8(query).astype(jnp.float32), query.dtype
     return xla.attend(query, keys, wide, length=length, scale=scale)[0].astype(dtype)

@@ -151,10 +151,9 @@ def _block(
         gpu.barrier_wait(loaded[0].at[group])
         out = _softmax_products(
             queries,
-            key_tiles,
-            value_tiles,
-            *loaded[1:],
-            *used,
+            (key_tiles, value_tiles),
+            loaded[1:],
+            used,
             schedule,
             group,
             length,
@@ -186,12 +185,9 @@ def _block(
 
 def _softmax_products(
     queries: Any,
-    key_tiles: Any,
-    value_tiles: Any,
-    keys_loaded: Any,
-    values_loaded: Any,
-    keys_used: Any,
-    values_used: Any,
+    tiles: Any,
+    loaded: Any,
+    used: Any,
     schedule: Any,
     group: Any,
     length: Any,
@@ -200,6 +196,8 @@ def _softmax_products(
     """The attention of 64 queries; `scale` is for powers of two.  float32[64, D]."""
     from jax.experimental.pallas import mosaic_gpu as gpu
 
+    (key_tiles, value_tiles), (keys_loaded, values_loaded) = tiles, loaded
+    keys_used, values_used = used
     by_row = gpu.Layout.WGMMA.reduce(1)
     num_steps = lax.div(length + (_KEYS - 1), jnp.int32(_KEYS))
 

@@ -12,6 +12,7 @@ from fdjax.attention.attend import attend
 from fdjax.attention.kv_cache import KVLayout
 from fdjax.attention.rope import Rope3D, RopeTable
 from fdjax.axes import Array, PyTree
+from fdjax.streaming import storage
 
 
 class SelfAttentionFn(Protocol):
@@ -74,11 +75,10 @@ class StreamingAttention:
         layout, table = state.layout, self.tables[state.layout]
         num_tokens = layout.ring_tokens(self.num_chunks)
         rotated = self.rope.rotate(key, table)
-        if state.keys.dtype == float8.DTYPE:
-            return self._in_8_bits(query, rotated, value, state, num_tokens)
         # [B, L, N, D] into [B, S, N, D]
-        keys = layout.write(state.keys, rotated, num_tokens)
-        values = layout.write(state.values, value, num_tokens)
+        keys, values = storage.write(
+            layout, state.keys, state.values, (rotated, value), num_tokens
+        )
         raw_keys = state.raw_keys
         # Cache-relative mode keeps the keys unturned, as their ranks will change.
         if raw_keys is not None:
@@ -86,21 +86,11 @@ class StreamingAttention:
         query = self.rope.rotate(query, table)
         length = layout.valid_length(num_tokens)
         # A chunk sees itself at least, so that no length is 0.
-        out = attend(query, keys, values, length=length, nonempty=True)
+        if storage.eight_bit(keys):
+            out = float8.attend(query, keys, values, length=length)
+        else:
+            out = attend(query, keys, values, length=length, nonempty=True)
         return LayerKV(keys, values, layout, raw_keys), out
-
-    def _in_8_bits(
-        self, query: Array, key: Array, value: Array, state: LayerKV, num_tokens: Array
-    ) -> tuple[LayerKV, Array]:
-        """The same over a cache in 8 bits; the key is turned already."""
-        layout = state.layout
-        # [B, L, N, D] into [B, S, N, D] and [B, N, D, S]
-        keys = float8.write_keys(layout, state.keys, key, num_tokens)
-        values = float8.write_values(layout, state.values, value, num_tokens)
-        query = self.rope.rotate(query, self.tables[layout])
-        length = layout.valid_length(num_tokens)
-        out = float8.attend(query, keys, values, length=length)
-        return LayerKV(keys, values, layout), out
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,7 +72,7 @@ class StreamLayout:
             return
         if self.kv_dtype != float8.DTYPE:
             raise ValueError(
-                f"kv_dtype must be {float8.DTYPE}, or None for the network's dtype, got "
+                f"kv_dtype must be {float8.DTYPE}, or None for the dtype, got "
                 f"{self.kv_dtype!r}."
             )
         if self.cache_relative:

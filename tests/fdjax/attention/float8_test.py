@@ -125,7 +125,7 @@ def test_the_kernel_is_the_twin(batch, valid):
     values = float8.to_float8(draw(rng, batch, heads, 128, slots))
     length = jnp.asarray([valid, 777][:batch], jnp.int32)
     out = float8.attend(query, keys, values, length=length)
-    wide = float8._by_slot(values).transpose(0, 3, 1, 2).astype(jnp.float32)
+    wide = float8.by_slot(values).transpose(0, 3, 1, 2).astype(jnp.float32)
     expected = attend(
         float8.to_float8(query).astype(jnp.float32),
         keys.astype(jnp.float32),
