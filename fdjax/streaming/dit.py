@@ -267,6 +267,51 @@ class StreamingDiT(Transformer):
         kv = KVCache(keys=keys, values=values, num_chunks=num_chunks)
         return self._map_rows(self._unfold, dataclasses.replace(workspace.cache, kv=kv))
 
+    def scratch(self, cache: StreamCache) -> KVCache:
+        """What lies in the slots of the next chunk, and the count."""
+        count = self._row_counts(cache)
+
+        def read(buffers: tuple[Array, ...]) -> tuple[Array, ...]:
+            # [B, (G,) S, N, D] -> [B, (G,) chunk, N, D]
+            return self._unfold(
+                tuple(
+                    layer.read(buffer, layer.ring_tokens(count))
+                    for buffer, layer in zip(
+                        self._fold(buffers), self._layers(cache), strict=True
+                    )
+                )
+            )
+
+        kv = cache.kv
+        return dataclasses.replace(kv, keys=read(kv.keys), values=read(kv.values))
+
+    def restore(self, cache: StreamCache, scratch: KVCache) -> StreamCache:
+        """The cache before the chunk whose slots these are; conditions stay."""
+        count = self._row_counts(dataclasses.replace(cache, kv=scratch))
+
+        def write(
+            buffers: tuple[Array, ...], chunks: tuple[Array, ...]
+        ) -> tuple[Array, ...]:
+            # [B, (G,) chunk, N, D] into [B, (G,) S, N, D]
+            return self._unfold(
+                tuple(
+                    layer.write(buffer, chunk, layer.ring_tokens(count))
+                    for buffer, chunk, layer in zip(
+                        self._fold(buffers),
+                        self._fold(chunks),
+                        self._layers(cache),
+                        strict=True,
+                    )
+                )
+            )
+
+        kv = dataclasses.replace(
+            scratch,
+            keys=write(cache.kv.keys, scratch.keys),
+            values=write(cache.kv.values, scratch.values),
+        )
+        return dataclasses.replace(cache, kv=kv)
+
     def patchify(self, latent: Array) -> Array:
         """[B, T, H, W, C] to [B, L, C * patch volume], features (channel, t, h, w)."""
         return patchify(latent, self.layout.patch_size)
@@ -331,10 +376,7 @@ class StreamingDiT(Transformer):
         attention: SelfAttentionFn
         layers: tuple[Any, ...] = tuple(states)
         if layout.has_memory:
-            num_chunks = cache.kv.num_chunks
-            # uint32[B] -> [B G]; that of a single session serves all of its rows.
-            if cache.batch > 1:
-                num_chunks = self.rows(num_chunks)
+            num_chunks = self._row_counts(cache)
             tables = dict(zip(self._timelines, workspace.tables, strict=True))
             by_layer = {
                 tokens: tables[self._timeline(frames)]
@@ -355,6 +397,11 @@ class StreamingDiT(Transformer):
             layers,
             workspace,
         )
+
+    def _row_counts(self, cache: StreamCache) -> Array:
+        """Chunks committed, uint32[B G]; that of a single session serves all rows."""
+        count = cache.kv.num_chunks
+        return self.rows(count) if cache.batch > 1 else count
 
     def _layers(self, cache: StreamCache) -> tuple[KVLayout, ...]:
         """Each layer's layout in tokens; none where there are no buffers."""
