@@ -16,6 +16,7 @@ from fdjax.contract.conditioner import Conditions
 from fdjax.engine.cache import StreamInferencePipelineCache
 from fdjax.engine.pipeline import StreamInferencePipeline
 from fdjax.session import journal
+from fdjax.session.blend import path
 
 _THUMBNAIL = 96  # pixels of the longer side, at most
 
@@ -45,6 +46,7 @@ class Step:
         control: What `generate` was given.
         event_ids: Of the events that gave the control, in their order.
         conditions: Those that the chunk was made with.
+        upcoming: Conditions that were to come before the chunk was made, its own first.
         image: The last frame, small.  float[B, H, W, 3] in [-1, 1], or None where the
             output is no video.
     """
@@ -53,6 +55,7 @@ class Step:
     control: PyTree
     event_ids: tuple[str, ...]
     conditions: Conditions
+    upcoming: tuple[Conditions, ...]
     image: Array | None
 
     @property
@@ -134,6 +137,7 @@ class Session:
     def _begin(self) -> None:
         self._state = SessionState.RESETTING
         self._conditions: Conditions = self._start["conditions"]
+        self._upcoming: tuple[Conditions, ...] = ()
         self._cache: StreamInferencePipelineCache | None = None
         self._journal: tuple[journal.Entry, ...] = ()
         self._steps: tuple[Step, ...] = ()
@@ -222,6 +226,10 @@ class Session:
                     "control; call tick() without one, or submit() no event."
                 )
             control = due[-1].control if due else _owned(control)
+        upcoming = self._upcoming
+        if upcoming:
+            self._set_conditions(upcoming[0])
+            cache = self._active("tick")
         entry = journal.take(self.pipeline, cache) if sum(self._limits) else None
         try:
             pending, output = self.pipeline.generate(
@@ -236,9 +244,11 @@ class Session:
             control=control,
             event_ids=event_ids,
             conditions=self._conditions,
+            upcoming=upcoming,
             image=_small(output),
         )
         self._steps = (*self._steps, step)
+        self._upcoming = upcoming[1:]
         self._events = tuple(each for each in self._events if each not in due)
         if entry is not None:
             self._journal = _kept((*self._journal, entry), *self._limits)
@@ -300,6 +310,7 @@ class Session:
                         self.params, cache, step.conditions
                     )
                 self._cache, self._conditions = cache, step.conditions
+                self._upcoming = step.upcoming
                 self._journal, self._steps = self._journal[:-1], self._steps[:-1]
                 self._undone = (*self._undone, step)
         except BaseException:
@@ -328,6 +339,7 @@ class Session:
         for _ in range(num_chunks):
             step = self._undone[-1]
             self._set_conditions(step.conditions)
+            self._upcoming = step.upcoming
             outputs.append(self._tick(step.control, step.event_ids))
             self._undone = self._undone[:-1]
         return outputs
@@ -347,17 +359,30 @@ class Session:
         self.undo(-distance)
         return []
 
-    def update_conditions(self, conditions: Conditions) -> None:
+    def switch_prompt(
+        self, conditions: Conditions, num_chunks: int = 1, blend: str = "linear"
+    ) -> None:
         """Another prompt from the next chunk on; what was undone is forgotten.
+
+        What was generated stays visible with the keys and values that it has: clean
+        latents of the window are not kept, so that it cannot be committed again under
+        the new prompt.
+
+        Args:
+            conditions: From `encode_conditions`.
+            num_chunks: Over how many chunks, >= 1; 1 is at once.
+            blend: "linear" or "slerp", see `fdjax.session.blend`.
 
         Raises:
             ValueError: They do not fit, or the session is not active.
         """
-        self._set_conditions(conditions)
-        self._undone = ()
+        self._active("switch_prompt")
+        upcoming = path(self._conditions, conditions, num_chunks, blend)
+        self._set_conditions(upcoming[0])  # refuses what does not fit
+        self._upcoming, self._undone = upcoming, ()
 
     def _set_conditions(self, conditions: Conditions) -> None:
-        cache = self._active("update_conditions")
+        cache = self._active("switch_prompt")
         if conditions is self._conditions:
             return
         self._cache = self.pipeline.update_conditions(self.params, cache, conditions)

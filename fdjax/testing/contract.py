@@ -151,7 +151,8 @@ def check_undo(case: PipelineCase) -> None:
         videos.append(video)
     for entry, before in zip(reversed(entries), reversed(caches), strict=True):
         cache = journal.restore(pipeline, cache, journal.to_host(entry))
-        _assert_identical(to_host(cache), before)
+        alike = map(np.array_equal, to_host(cache), before)
+        assert all(alike), "restore does not give the cache that scratch was taken of"
     _, again = case.run(cache, range(case.num_chunks), donate=True)
     _assert_identical(again, videos)
 

@@ -10,6 +10,7 @@ import pytest
 from fdjax.config import derive_config
 from fdjax.contract.conditioner import Conditions
 from fdjax.session import journal
+from fdjax.session.blend import BLENDS, slerp
 from fdjax.session.handle import Session, SessionState
 from fdjax_models.methods.template.config import AUTOREGRESSIVE
 
@@ -164,7 +165,7 @@ def test_forks_do_not_see_each_other():
 def test_undo_goes_back_beyond_a_change_of_prompt():
     live = session()
     made = ticks(live, range(3))
-    live.update_conditions(conditions(9))
+    live.switch_prompt(conditions(9))
     other = ticks(live, range(3, 5))
     plain = session()
     assert not np.array_equal(ticks(plain, range(4))[3], other[0])
@@ -172,6 +173,56 @@ def test_undo_goes_back_beyond_a_change_of_prompt():
     assert_same(live.redo(4), [*made[1:], *other])
     live.undo(5)
     assert_same(ticks(live, range(3)), made)
+
+
+@pytest.mark.parametrize("blend", ["linear", "slerp"])
+def test_a_prompt_is_blended_and_undone(blend):
+    live, at_once, by_hand = session(), session(), session()
+    other = conditions(9)
+    ticks(live, range(2))
+    live.switch_prompt(other, num_chunks=3, blend=blend)
+    made = ticks(live, range(2, 6))
+    ticks(at_once, range(2))
+    at_once.switch_prompt(other)
+    assert not np.array_equal(ticks(at_once, range(2, 3))[0], made[0])
+    ticks(by_hand, range(2))
+    for index, weight in enumerate((1 / 3, 2 / 3, 1.0, 1.0), start=2):
+        text = BLENDS[blend](CONDITIONS.text, other.text, weight)
+        by_hand.switch_prompt(Conditions(text=text))
+        [video] = ticks(by_hand, [index])
+        np.testing.assert_allclose(video, made[index - 2], rtol=0, atol=1e-5)
+    live.undo(3)
+    assert_same(ticks(live, range(3, 6)), made[1:])
+    live.undo(5)
+    assert_same(live.redo(5)[1:], made)
+    assert live.timeline[-1].conditions is other
+
+
+def test_a_prompt_that_does_not_fit_is_refused():
+    live = session()
+    wide = Conditions(text=jnp.zeros((1, 5, 16)))
+    for options, message in (
+        ({"num_chunks": 2}, "where their shapes are the same"),
+        ({"num_chunks": 0}, "num_chunks must be >= 1, got 0"),
+        ({"blend": "cubic"}, r"one of \['linear', 'slerp'\], got 'cubic'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            live.switch_prompt(wide, **options)
+    with pytest.raises(ValueError, match="1 sessions, got 2"):
+        live.switch_prompt(Conditions(text=jnp.zeros((2, 4, 16))))
+    assert_same(ticks(live, [0]), ticks(session(), [0]))
+
+
+def test_slerp_keeps_to_the_arc():
+    a, b = jnp.array([2.0, 0.0, 0.0]), jnp.array([0.0, 4.0, 0.0])
+    half = np.sqrt(0.5)
+    np.testing.assert_allclose(slerp(a, b, 0.5), [3 * half, 3 * half, 0], rtol=1e-6)
+    for weight, end in ((0.0, a), (1.0, b)):
+        np.testing.assert_allclose(slerp(a, b, weight), end, atol=1e-6)
+    for other in (a, 3 * a, -a, 0 * a):
+        np.testing.assert_allclose(
+            slerp(a, other, 0.25), 0.75 * a + 0.25 * other, atol=1e-6
+        )
 
 
 def test_events_are_applied_once():
