@@ -82,7 +82,8 @@ def path(
     if shapes[0] != shapes[1] and num_chunks > 1:
         raise ValueError(
             "Conditions can be blended where their shapes are the same, got "
-            f"{shapes[0]} and {shapes[1]}; use num_chunks=1, or encode both in the same way."
+            f"{shapes[0]} and {shapes[1]}; use num_chunks=1, or encode both in the "
+            "same way."
         )
 
     def between(weight: float) -> Conditions:
