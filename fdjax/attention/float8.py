@@ -78,12 +78,25 @@ def write_values(
         return buffer
     # Elsewhere column by column. [B, 1] and [B, chunk] index [B, chunk, N, D].
     sessions = jnp.arange(len(buffer), dtype=jnp.int32)[:, None]
-    slots = layout.slots(num_tokens)
-    # A token that is dropped keeps its slot behind the buffer.
-    columns = jnp.where(slots < layout.num_slots, float8_kernel.column(slots), slots)
-    return buffer.at[sessions, :, :, columns].set(
+    return buffer.at[sessions, :, :, _columns(layout, num_tokens)].set(
         to_float8(values), mode="drop", unique_indices=layout.window >= layout.chunk
     )
+
+
+def read_values(layout: KVLayout, buffer: Array, num_tokens: ArrayLike) -> Array:
+    """`KVLayout.read` of values, [B, N, D, S] to [B, chunk, N, D]."""
+    num_tokens = jnp.asarray(num_tokens, jnp.int32)
+    num_tokens = jnp.broadcast_to(num_tokens.reshape(-1), len(buffer))
+    sessions = jnp.arange(len(buffer), dtype=jnp.int32)[:, None]
+    columns = _columns(layout, num_tokens)
+    return buffer.at[sessions, :, :, columns].get(mode="fill", fill_value=0)
+
+
+def _columns(layout: KVLayout, num_tokens: Array) -> Array:
+    """Where the chunk's values are.  int32[B, chunk]."""
+    slots = layout.slots(num_tokens)
+    # A token that is dropped keeps its slot behind the buffer.
+    return jnp.where(slots < layout.num_slots, float8_kernel.column(slots), slots)
 
 
 def _write_window(buffer: Array, values: Array, session: int, first: Array) -> Array:

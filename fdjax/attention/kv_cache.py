@@ -213,6 +213,26 @@ class KVLayout:
             )
         return self._scatter(buffer, values, num_tokens)
 
+    def read(self, buffer: Array, num_tokens: ArrayLike) -> Array:
+        """What lies in the current chunk's slots: `write` of it changes nothing.
+
+        Args:
+            buffer: Keys or values of one layer.  [B, S, N, D].
+            num_tokens: Tokens committed before the chunk.  int32[] or int32[B].
+
+        Returns:
+            [B, chunk, N, D]; zeros for tokens that are dropped.
+        """
+        num_tokens = _int32(num_tokens)
+        if num_tokens.shape in ((), (1,)):
+            slots = self.slots(num_tokens.reshape(()))
+            # [B, S, N, D] -> [B, chunk, N, D]
+            return buffer.at[:, slots].get(mode="fill", fill_value=0)
+        # [B, 1] and [B, chunk] together index [B, chunk, N, D].
+        sessions = jnp.arange(len(buffer), dtype=jnp.int32)[:, None]
+        slots = self.slots(num_tokens)
+        return buffer.at[sessions, slots].get(mode="fill", fill_value=0)
+
     def _write_slices(self, buffer: Array, values: Array, num_tokens: Array) -> Array:
         """`write` of a contiguous chunk per session, one after the other."""
         for index in range(len(buffer)):

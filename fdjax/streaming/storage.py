@@ -47,6 +47,20 @@ def write(
     )
 
 
+def read(
+    layout: KVLayout, keys: Array, values: Array, num_tokens: ArrayLike
+) -> tuple[Array, Array]:
+    """What lies in a chunk's slots: `write` of it changes nothing.
+
+    Returns:
+        Keys and values, [B, chunk, N, D] each; zeros for tokens that are dropped.
+    """
+    some = layout.read(keys, num_tokens)
+    if not eight_bit(values):
+        return some, layout.read(values, num_tokens)
+    return some, float8.read_values(layout, values, num_tokens)
+
+
 def values_by_slot(values: Any) -> Any:
     """Stored values as [..., S, N, D]; an array of jax or of numpy."""
     if not eight_bit(values):
