@@ -3,7 +3,7 @@
 import dataclasses
 
 from fdjax.config.values import did_you_mean
-from fdjax.contract.component import ParametricComponent
+from fdjax.contract.component import ParametricComponent, leaves
 from fdjax.run import registry
 
 
@@ -41,7 +41,7 @@ def components(
     found: list[Candidate] = []
     names: set[str] = set()
     for slug in configs if method is None else (method,):
-        parts = configs[slug].pipeline.setup().components
+        parts = leaves(configs[slug].pipeline.setup().components)
         names |= set(parts)
         for part, component in parts.items():
             wanted = name in (None, part) and component.architecture

@@ -12,7 +12,7 @@ import tomllib
 import jax
 
 from fdjax.axes import Params
-from fdjax.checkpoint import address
+from fdjax.checkpoint import address, placement
 from fdjax.checkpoint.fetch import fetch
 from fdjax.checkpoint.store import param_shapes, read_metadata, restore
 from fdjax.contract.component import ParametricComponent
@@ -43,6 +43,12 @@ def load_params(
         FileNotFoundError: It is missing, or cannot be downloaded.
     """
     component = component.params_owner
+    if component.parts:
+        placement.check_names(sharding, list(component.parts))
+        return {
+            name: load_params(part, sharding=placement.part_of(sharding, name))
+            for name, part in component.parts.items()
+        }
     if not jax.tree.leaves(param_shapes(component)):
         return {}
     component.check_files()

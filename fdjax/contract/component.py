@@ -1,6 +1,7 @@
 """Components that own weights: initialise, describe, say where they are."""
 
 import abc
+from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
@@ -34,6 +35,14 @@ class ParametricComponent(Component, abc.ABC):
         return jax.eval_shape(self.init_params, jax.random.key(0))
 
     @property
+    def parts(self) -> "Mapping[str, ParametricComponent]":
+        """Components whose parameters are this one's, by name; none unless overridden.
+
+        Each has a checkpoint of its own.
+        """
+        return {}
+
+    @property
     def params_owner(self) -> "ParametricComponent":
         """The component that the parameters belong to: one that wraps another gives it.
 
@@ -55,3 +64,18 @@ class ParametricComponent(Component, abc.ABC):
             FileNotFoundError: One is missing.
             ValueError: One does not fit.
         """
+
+
+def leaves(
+    components: Mapping[str, ParametricComponent],
+) -> dict[str, ParametricComponent]:
+    """The components that a checkpoint fills each: parts in the place of their whole.
+
+    A part is called `whole/part`.
+    """
+    found: dict[str, ParametricComponent] = {}
+    for name, component in components.items():
+        inner = leaves(component.parts) or {"": component}
+        for path, part in inner.items():
+            found[f"{name}/{path}" if path else name] = part
+    return found

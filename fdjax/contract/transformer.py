@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -10,6 +11,15 @@ from fdjax.axes import Array, Params, PyTree
 from fdjax.config import InstantiateConfig
 from fdjax.contract.component import ParametricComponent
 from fdjax.contract.conditioner import Conditions
+
+
+class FlowNetwork(Protocol):
+    """What predicts the flow in some of a solver's steps."""
+
+    def predict_flow(
+        self, params: Params, workspace: PyTree, latent: Array, timestep: Array
+    ) -> tuple[PyTree, Array]:
+        """See `Transformer.predict_flow`."""
 
 
 class Transformer(ParametricComponent):
@@ -142,27 +152,20 @@ class Transformer(ParametricComponent):
         del residue
         return latent
 
-    def splits(self, timesteps: np.ndarray) -> Sequence[int]:
-        """Steps before which the solver's loop is split; none unless overridden.
+    def segments(self, timesteps: np.ndarray) -> "Sequence[tuple[int, FlowNetwork]]":
+        """Who predicts from which step on; the network itself unless overridden.
 
-        A network of two experts splits where the second takes over.
+        A network of two experts divides the solver's loop between them. They share
+        parameters, cache and workspace with this one.
 
         Args:
-            timesteps: Those of the solver.  float32[K].
+            timesteps: Those of the solver's steps.  float32[K].
+
+        Returns:
+            Pairs of a step and a network, ascending; the first step is 0.
         """
         del timesteps
-        return ()
-
-    def segment(self, index: int) -> "Transformer":
-        """Who predicts between two splits: the network itself unless overridden.
-
-        It shares parameters, cache and workspace with this one.
-
-        Args:
-            index: 0 before the first split, 1 after it, and so on.
-        """
-        del index
-        return self
+        return ((0, self),)
 
     @abc.abstractmethod
     def patchify(self, latent: Array) -> Array:

@@ -202,11 +202,11 @@ class DiffusionModel(Component):
             # [draw, B, L, C]; the last one is that of `finalize`.
             noise = noise[:-1]
         initial, draws = split_noise(noise, shape, num_draws, key)
-        splits = transformer.splits(scheduler.steps.timestep)
+        segments = transformer.segments(scheduler.steps.timestep)
         networks = [
-            functools.partial(transformer.segment(index).predict_flow, params)
-            for index in range(len(splits) + 1)
+            functools.partial(network.predict_flow, params) for _, network in segments
         ]
+        splits = [first for first, _ in segments][1:]
         workspace = transformer.start(params, cache, control)
         workspace, latent = denoise(
             scheduler, workspace, initial, draws, networks, splits=splits

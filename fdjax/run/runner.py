@@ -25,6 +25,7 @@ from fdjax.axes import Params, PyTree
 from fdjax.checkpoint import address, files
 from fdjax.checkpoint.store import param_shapes
 from fdjax.config import Component, InstantiateConfig, Seed
+from fdjax.contract.component import leaves
 from fdjax.contract.conditioner import Conditions
 from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
 from fdjax.run import (
@@ -319,7 +320,7 @@ class Runner(Component):
         """Tells what the run needs if that is much, and refuses what cannot fit."""
         told = self.config.progress is not False
         if told and not self.config.random_weights:
-            parts = self.pipeline.components.values()
+            parts = leaves(self.pipeline.components).values()
             downloads.announce(
                 str(p.checkpoint_path) for p in parts if p.checkpoint_path
             )
@@ -343,7 +344,7 @@ class Runner(Component):
 
     def _check_checkpoints(self) -> None:
         """Finds missing files before the first one is read."""
-        for part in self.pipeline.components.values():
+        for part in leaves(self.pipeline.components).values():
             source = part.checkpoint_path
             path = None if source is None else address.local_path(source)
             if path is not None and not path.exists():

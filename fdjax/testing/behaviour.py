@@ -42,7 +42,7 @@ def _flow(
     """The flow of a solver's first step.  float32[B, L, C]."""
     transformer, timestep = model.transformer, model.scheduler.steps.timestep[0]
     workspace = transformer.start(params, cache, control)
-    network = transformer.segment(0)
+    [(_, network), *_] = transformer.segments(model.scheduler.steps.timestep)
     return network.predict_flow(params, workspace, latent, jnp.float32(timestep))[1]
 
 

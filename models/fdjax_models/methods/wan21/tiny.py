@@ -58,7 +58,10 @@ def changes(config: StreamInferencePipelineConfig) -> dict[str, Any]:
     if at_once:
         transformer |= {"len_t": _LATENTS, "window_size_t": _LATENTS}
     model: dict[str, Any] = {"transformer": transformer}
-    if parts.diffusion_model.scheduler.num_inference_steps > _STEPS:
+    scheduler = parts.diffusion_model.scheduler
+    # A distilled model's own list of steps stays whole.
+    listed = getattr(scheduler, "denoising_timesteps", None)
+    if not listed and scheduler.num_inference_steps > _STEPS:
         model["scheduler"] = {"num_inference_steps": _STEPS}
     small: dict[str, Any] = {"diffusion_model": model, "conditioner": conditioner}
     if parts.decoder is not None:
