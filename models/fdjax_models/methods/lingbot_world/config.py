@@ -3,6 +3,8 @@
 Sizes, schedule and windows: NVIDIA/flashdreams, integrations_v2/lingbot/config.py.
 """
 
+from typing import Any
+
 from fdjax.config import derive_config
 from fdjax.engine.conditioner import TextImageConditionerConfig
 from fdjax.engine.diffusion import DiffusionModelConfig
@@ -104,11 +106,19 @@ _PROMPT = (
     "level through the still air."
 )
 
+
+def _repository(pipeline: StreamInferencePipelineConfig) -> str:
+    """The name in hf://robbyant/NAME/path."""
+    transformer: Any = pipeline.diffusion_model.transformer
+    return str(transformer.checkpoint_path).split("/")[3]
+
+
 RUNNER_CONFIGS = {
     config.name: LingBotRunnerConfig(
         runner_name=config.name,
         description=description,
         pipeline=config,
+        weights=_repository(config),
         prompt=_PROMPT,
     )
     for config, description in (
