@@ -37,8 +37,9 @@ class KVLayout:
         sink: Tokens at the start of the sequence that are never dropped, >= 0.
         window: Newest tokens that are kept besides the sink, the current chunk
             included, >= 1.
-        chunk: Tokens of one chunk, >= 1. It divides `sink + window`; it need divide
-            neither of them, and may exceed the window.
+        chunk: Tokens of one chunk, >= 1. It need divide neither of them nor their sum,
+            and may exceed the window; but the chunks that begin in the sink, and the
+            first one, must fit as a whole.
         slot_multiple: Buffers are padded to a multiple of this many slots, which some
             kernels like (128 on Hopper GPUs: 10 % of attention). What is padding stays
             zero and is never seen.
@@ -63,12 +64,14 @@ class KVLayout:
             )
         if self.chunk < 1:
             raise ValueError(f"chunk must be >= 1, got {self.chunk}.")
-        if excess := self.capacity % self.chunk:
+        # While a chunk begins in the sink nothing is dropped: here such chunks end.
+        end = max(1, -(-self.sink // self.chunk)) * self.chunk
+        if self.capacity < end:
             raise ValueError(
-                "sink + window must be a multiple of chunk, got "
-                f"{self.sink} + {self.window} = {self.capacity} with chunk "
-                f"{self.chunk}; make the window {self.window + self.chunk - excess}"
-                + (f" or {self.window - excess}." if self.window > excess else ".")
+                "sink + window must hold the first chunk and those that begin in the "
+                f"sink, {end} in all, got {self.sink} + {self.window} = "
+                f"{self.capacity} with chunk {self.chunk}; make the window "
+                f"{end - self.sink} or more."
             )
         # The largest count of `ring_tokens`, and a chunk behind it, must fit int32.
         if self.capacity + self._period * self.chunk >= 2**31:
@@ -86,7 +89,7 @@ class KVLayout:
     @property
     def contiguous(self) -> bool:
         """Whether the slots of a chunk always follow each other."""
-        return self.window % self.chunk == 0  # and so the chunk divides the sink
+        return self.window % self.chunk == self.sink % self.chunk == 0
 
     @property
     def capacity(self) -> int:
@@ -112,6 +115,7 @@ class KVLayout:
             What the other methods take as `num_tokens`.  int32[] or int32[B].
         """
         count = jnp.asarray(num_chunks, jnp.uint32)
+        # With so many chunks there is no room for one more: the next one drops tokens.
         full = np.uint32(self.capacity // self.chunk)
         # What wraps below zero here is not taken: `where` takes `count` itself.
         again = full + (count - full) % np.uint32(self._period)

@@ -2,7 +2,7 @@
 
 `Runner.run` checks every input first, then loads weights, then streams: the device
 makes a chunk while the host encodes the one before. A method overrides `read_inputs`,
-and `encode_conditions` if its conditions are special.
+and `encode_conditions` or `first_pipeline` where those are special.
 """
 
 import contextlib
@@ -63,6 +63,11 @@ class Runner(Component):
         return self.config.pipeline.setup()
 
     # What methods override
+
+    @property
+    def first_pipeline(self) -> StreamInferencePipeline:
+        """What generates chunk 0, by the weights and caches of `pipeline`."""
+        return self.pipeline
 
     def read_inputs(self) -> RunnerInputs:
         """Reads and checks what the config names; runs before any weight is read.
@@ -266,6 +271,7 @@ class Runner(Component):
                     writer,
                     report,
                     watch,
+                    first_pipeline=self.first_pipeline,
                     keep_nonfinite=config.allow_nonfinite,
                     keep_whole=config.save_session,
                 )
@@ -471,11 +477,8 @@ class RunnerConfig(InstantiateConfig[Runner]):
                 raise ValueError(
                     f"{name} must be at least 1, got {getattr(self, name)}."
                 )
-        limits = {
-            "pixel_height": _LARGEST_SIDE,
-            "pixel_width": _LARGEST_SIDE,
-            "fps": _LARGEST_RATE,
-        }
+        sides = "pixel_height", "pixel_width"
+        limits = dict.fromkeys(sides, _LARGEST_SIDE) | {"fps": _LARGEST_RATE}
         for name, limit in limits.items():
             if getattr(self, name) > limit:
                 raise ValueError(

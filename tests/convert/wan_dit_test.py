@@ -13,6 +13,7 @@ from fdjax_convert.rules.problems import ConversionError
 from fdjax_convert.tables import wan_dit
 from fdjax_convert.tables.layouts import detect
 from fdjax_models.networks.wan_dit.config import (
+    LINGBOT_WORLD_1_3B,
     LINGBOT_WORLD_14B,
     WAN_1_3B,
     WAN_14B_I2V,
@@ -28,6 +29,7 @@ PUBLISHED = {
     "Wan 14B I2V": (WAN_14B_I2V, 1303),
     "Wan 5B TI2V": (WAN_TI2V_5B, 825),
     "LingBot-World 14B": (LINGBOT_WORLD_14B, 1421),
+    "LingBot-World 1.3B": (LINGBOT_WORLD_1_3B, 1071),
 }
 """Description, sizes, and number of tensors in the published checkpoint."""
 

@@ -40,12 +40,45 @@ reference_wan21 = imports.lazy("flashdreams.recipes.wan.transformer.wan21")
 pytestmark = imports.requires("torch", "transformers", "flashdreams")
 
 SHORT = "lingbot-world-fast-taehv-window15-sink3"
+SMALL = "lingbot-world-v2-1.3b-causal-fast"
 TIMESTEPS = {
-    "denoising_timesteps": (1000, 821, 642, 321),
-    "shift": 10.0,
-    "sigma_max": 0.999,
-    "timestep_dtype": "int64",
+    SHORT: {"denoising_timesteps": [1000, 821, 642, 321], "shift": 10.0},
+    SMALL: {"denoising_timesteps": [1000, 750, 500, 250], "shift": 5.0},
 }
+
+
+class ChronologicalCache:
+    """Keys and values of all chunks in order, of which sink and window are shown.
+
+    The package's own cache holds whole chunks only. That of later versions drops as
+    many tokens as overflow, and so shows these (core/attention/kvcache.py).
+    """
+
+    def __init__(self, window_size, sink_size):
+        self.window_size, self.sink_size = window_size, sink_size
+        self.index, self.chunks = None, []
+
+    def before_update(self, chunk_idx):
+        self.index = chunk_idx
+
+    def update(self, k, v):
+        # Once in every step of the solver, which overwrites the one before.
+        self.chunks[self.index :] = [(k.clone(), v.clone())]
+
+    def after_update(self, chunk_idx):
+        assert len(self.chunks) == chunk_idx + 1
+
+    def cached_k(self):
+        return self._shown(0)
+
+    def cached_v(self):
+        return self._shown(1)
+
+    def _shown(self, part):
+        # [B, chunk, N, D] each -> [B, all, N, D]
+        tokens = torch.cat([chunk[part] for chunk in self.chunks], dim=1)
+        newest = max(self.sink_size, tokens.shape[1] - self.window_size)
+        return torch.cat([tokens[:, : self.sink_size], tokens[:, newest:]], dim=1)
 
 
 @functools.cache
@@ -121,7 +154,18 @@ def _classes():
     return Network, Transformer
 
 
-def _reference(network, path, **fields):
+def _of_any_sizes(transformer, window_size_t):
+    """The window that the package's transformer refuses, by the cache above."""
+    transformer.config.window_size_t = window_size_t
+
+    def initialize_cache(batch_size, chunk_size, window_size, sink_size, **_):
+        return ChronologicalCache(window_size, sink_size)
+
+    for block in transformer.network.blocks:
+        block.self_attn.initialize_cache = initialize_cache
+
+
+def _reference(slug, network, path, **fields):
     make_network, make_transformer = _classes()
     sizes = ("dim", "ffn_dim", "num_heads", "num_layers", "in_dim", "out_dim")
     sizes += ("text_dim", "text_len", "freq_dim")
@@ -129,9 +173,9 @@ def _reference(network, path, **fields):
         _target=make_network,
         **{name: getattr(network, name) for name in sizes},
     )
-    options = TIMESTEPS | {"timestep_dtype": torch.int64}
-    options["denoising_timesteps"] = list(options["denoising_timesteps"])
-    return reference_model.DiffusionModelConfig(
+    window = fields["window_size_t"]
+    excess = (fields["sink_size_t"] + window) % fields["len_t"]
+    model = reference_model.DiffusionModelConfig(
         transformer=reference_wan21.Wan21TransformerConfig(
             _target=make_transformer,
             network=config,
@@ -139,41 +183,52 @@ def _reference(network, path, **fields):
             batch_shape=(),
             concat_image_mask_to_latent=True,
             **flashdreams_cpu.EAGER,
-            **fields,
+            **(fields | {"window_size_t": window - excess}),
         ),
-        scheduler=reference_fm.FlowMatchSchedulerConfig(**options),
+        scheduler=reference_fm.FlowMatchSchedulerConfig(
+            **TIMESTEPS[slug], sigma_max=0.999, timestep_dtype=torch.int64
+        ),
     ).setup()
+    if excess:
+        _of_any_sizes(model.transformer, window)
+    return model
 
 
 CASES = {
     "window and sink": (
+        SHORT,
         {"len_t": 3, "window_size_t": 6, "sink_size_t": 3},
         tiny.LINGBOT_CONFIG,
         (4, 6),
     ),
     "straddling sink, other sizes": (
+        SHORT,
         {"len_t": 2, "window_size_t": 5, "sink_size_t": 3},
         dataclasses.replace(
             tiny.LINGBOT_CONFIG, dim=60, num_heads=3, num_layers=3, text_len=5
         ),
         (6, 4),
     ),
+    "no multiple of the chunk": (
+        SMALL,
+        {"len_t": 4, "window_size_t": 12, "sink_size_t": 6},
+        dataclasses.replace(tiny.LINGBOT_CONFIG, dim=36, num_heads=3),
+        (4, 6),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_rollout_with_a_text_swap(name, tmp_path):
-    fields, network, (height, width) = CASES[name]
+    slug, fields, network, (height, width) = CASES[name]
     tensors = tiny.checkpoint(network, prefix=name)
     save_file(tensors, tmp_path / "wan.safetensors")
-    reference = _reference(network, str(tmp_path / "wan.safetensors"), **fields)
-    transformer = derive_config(
-        RUNNER_CONFIGS[SHORT].pipeline.diffusion_model.transformer,
-        **({"sink_size_t": 0} | fields),
-        network=network,
-    )
-    scheduler = RUNNER_CONFIGS[SHORT].pipeline.diffusion_model.scheduler
-    model = DiffusionModelConfig(transformer=transformer, scheduler=scheduler).setup()
+    reference = _reference(slug, network, str(tmp_path / "wan.safetensors"), **fields)
+    published = RUNNER_CONFIGS[slug].pipeline.diffusion_model
+    model = DiffusionModelConfig(
+        transformer=derive_config(published.transformer, **fields, network=network),
+        scheduler=published.scheduler,
+    ).setup()
     params = tiny.params(network, tensors)
 
     shape = (1, network.text_len, network.text_dim)
@@ -296,6 +351,7 @@ def _reference_rays(poses, intrinsics):
 def _reference_video(config, folder, text_encoder, vae, pixels, rays):
     ours = config.pipeline.diffusion_model
     model = _reference(
+        SHORT,
         ours.transformer.network,
         str(folder / "all.safetensors"),
         len_t=3,

@@ -214,6 +214,7 @@ def listed(config, params, chunks=6):
         {"windows": (2, 8), "sinks": (2, 0)},
         {"windows": (3, 6), "sinks": (3, 2)},
         {"kv_heads": 1, "windows": (4, 2)},
+        {"windows": (5, 4), "sinks": (0, 3)},  # no multiples of the chunk
     ],
 )
 def test_every_layer_sees_its_own_window(sizes, cache_relative):
@@ -292,7 +293,7 @@ def test_branches_are_the_second_axis():
     [
         ({"windows": (4,)}, "one for each of 2 layers, got 1"),
         ({"kv_heads": 3}, "num_kv_heads must divide num_heads, got 3 and 2"),
-        ({"windows": (4, 5)}, "'window_size_t': 5"),
+        ({"windows": (4, 1)}, "'window_size_t': 1"),
     ],
 )
 def test_sizes_that_cannot_work(change, message):

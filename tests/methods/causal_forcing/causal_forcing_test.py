@@ -18,29 +18,80 @@ from tests.networks.wan_dit.tiny_methods import shrink
 CHUNKWISE = "causal-forcing-wan2.1-t2v-1.3b-chunkwise"
 FRAMEWISE = "causal-forcing-wan2.1-t2v-1.3b-framewise"
 IMAGE = "causal-forcing-wan2.1-i2v-1.3b-framewise"
+TWO_STEPS = f"{FRAMEWISE}-2step"
+ONE_STEP = f"{FRAMEWISE}-1step"
+FOUR = 1000, 937.5, 833.3333, 625
 
 
 @pytest.mark.parametrize(
-    ("slug", "len_t"), [(CHUNKWISE, 3), (FRAMEWISE, 1), (IMAGE, 1)]
+    ("slug", "len_t", "timesteps", "path"),
+    [
+        (CHUNKWISE, 3, FOUR, "chunkwise/causal_forcing.pt"),
+        (FRAMEWISE, 1, FOUR, "framewise/causal_forcing.pt"),
+        (IMAGE, 1, FOUR, "framewise/causal_forcing.pt"),
+        (TWO_STEPS, 1, (1000, 833.3333), "causal-forcing++/framewise-2step.pt"),
+        (ONE_STEP, 1, (1000,), "causal-forcing++/framewise-1step.pt"),
+    ],
 )
-def test_published_values(slug, len_t):
-    """Warped timesteps of the reference's own tests."""
+def test_published_values(slug, len_t, timesteps, path):
+    """Warped timesteps of the reference's own tests; steps of the authors' configs."""
     config = RUNNER_CONFIGS[slug]
-    model = config.pipeline.diffusion_model
-    steps = model.scheduler.setup().steps
-    np.testing.assert_allclose(steps.timestep, (1000, 937.5, 833.3333, 625), rtol=1e-6)
-    transformer = model.transformer
+    pipelines = config.setup().pipeline, config.setup().first_pipeline
+    usual, first = (each.diffusion_model.scheduler.steps for each in pipelines)
+    np.testing.assert_allclose(usual.timestep, timesteps, rtol=1e-6)
+    np.testing.assert_allclose(first.timestep, FOUR, rtol=1e-6)
+    transformer = config.pipeline.diffusion_model.transformer
     assert (transformer.len_t, transformer.window_size_t) == (len_t, 21)
     assert transformer.sink_size_t == 0
-    assert ("chunkwise" in transformer.checkpoint_path) == (len_t == 3)
+    assert transformer.checkpoint_path == f"hf://zhuhz22/Causal-Forcing/{path}"
     assert (config.total_blocks, config.pixel_height, config.fps) == (21, 480, 16)
 
 
-@pytest.mark.parametrize(("slug", "frames"), [(CHUNKWISE, 21), (FRAMEWISE, 5)])
+@pytest.mark.parametrize(
+    ("slug", "frames"), [(CHUNKWISE, 21), (FRAMEWISE, 5), (ONE_STEP, 5)]
+)
 def test_text_to_video(slug, frames, tmp_path):
     config = shrink(RUNNER_CONFIGS[slug], tmp_path, total_blocks=2, prompt="a heron")
     result = dataclasses.replace(config, progress=False).setup().run()
     assert result.num_frames == frames == len(media.read_video(result.output))
+
+
+def test_the_first_chunk_takes_its_own_steps(tmp_path, chunks):
+    """Weights are the same: the four-step method's first frame, then another one."""
+    videos = []
+    for slug, changes in (
+        (TWO_STEPS, {}),
+        (FRAMEWISE, {}),
+        (TWO_STEPS, {"first_denoising_timesteps": None}),
+    ):
+        chunks.clear()
+        config = shrink(RUNNER_CONFIGS[slug], tmp_path, total_blocks=2, prompt="a")
+        dataclasses.replace(config, progress=False, **changes).setup().run()
+        videos.append(np.concatenate(chunks))
+    two, four, plain = videos
+    np.testing.assert_array_equal(two[0], four[0])
+    assert np.abs(two[1:] - four[1:]).max() > 0.01
+    assert np.abs(two[0] - plain[0]).max() > 0.01
+
+
+def test_a_session_is_resumed_without_a_second_first_chunk(tmp_path, chunks):
+    config = shrink(RUNNER_CONFIGS[ONE_STEP], tmp_path, total_blocks=3, prompt="a")
+    config = dataclasses.replace(config, progress=False)
+    config.setup().run()
+    whole = np.concatenate(chunks)
+    chunks.clear()
+    saved = dataclasses.replace(config, total_blocks=1, save_session=True)
+    [session] = [p for p in saved.setup().run().files if p.suffix == ".session"]
+    dataclasses.replace(config, total_blocks=2, resume=session).setup().run()
+    np.testing.assert_array_equal(np.concatenate(chunks), whole)
+
+
+@pytest.mark.parametrize("timesteps", [(1200, 500), (500, 1000), ()])
+def test_wrong_first_steps_are_named(timesteps):
+    config = RUNNER_CONFIGS[TWO_STEPS]
+    with pytest.raises(ValueError, match="FlowMatchSchedulerConfig") as raised:
+        dataclasses.replace(config, first_denoising_timesteps=timesteps)
+    assert "in first_denoising_timesteps" in raised.value.__notes__
 
 
 def test_image_to_video_begins_with_the_image(tmp_path, chunks):

@@ -21,6 +21,7 @@ from tests.networks.camera.poses_test import random_poses, turning
 from tests.networks.wan_dit.tiny_methods import shrink
 
 SHORT = "lingbot-world-fast-taehv-window15-sink3"
+SMALL = "lingbot-world-v2-1.3b-causal-fast"
 
 
 def tiny(folder, **changes):
@@ -60,12 +61,63 @@ def test_published_sizes():
 def test_slugs(slug):
     config = RUNNER_CONFIGS[slug]
     transformer = config.pipeline.diffusion_model.transformer
-    short = slug.endswith("window15-sink3")
-    assert (transformer.window_size_t, transformer.sink_size_t) == (
-        (15, 3) if short else (63, 0)
+    sizes = 3, 63, 0
+    if slug.endswith("window15-sink3"):
+        sizes = 3, 15, 3
+    if slug.startswith(SMALL):
+        sizes = 4, 12, 6
+    assert sizes == (
+        *(transformer.len_t, transformer.window_size_t, transformer.sink_size_t),
     )
-    assert ("v2" in slug) == ("v2-14b" in transformer.checkpoint_path)
+    assert config.pipeline.encoder.len_t == transformer.len_t
+    assert slug.startswith(config.weights)
+    assert f"/{config.weights}/" in transformer.checkpoint_path
+    small_decoder = "Taehv" in type(config.pipeline.decoder).__name__
+    assert small_decoder == ("taehv" in slug)
     assert (config.pixel_height, config.pixel_width, config.fps) == (464, 832, 16)
+
+
+def test_published_values_of_the_small_one():
+    """Parameters of the published files; timesteps of the reference's scheduler."""
+    model = RUNNER_CONFIGS[SMALL].pipeline.diffusion_model
+    shapes = param_shapes(model.transformer.setup())
+    count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    assert count == 1_709_502_016
+    assert model.transformer.checkpoint_path.endswith("/model.safetensors.index.json")
+    np.testing.assert_array_equal(
+        model.scheduler.setup().steps.timestep, (999, 937, 833, 624)
+    )
+
+
+@pytest.mark.parametrize(
+    ("slug", "path", "refused"),
+    [
+        (SMALL, "hf://robbyant/lingbot-world-fast/a.safetensors", True),
+        (SMALL, "/hub/models--robbyant--lingbot-world-fast/b/a.safetensors", True),
+        (SHORT, "robbyant/lingbot-world-v2-14b-causal-fast@main/a.safetensors", True),
+        (SHORT, "robbyant/lingbot-world-fast", False),
+        ("lingbot-world-v2-14b-causal-fast", "my/lingbot-world-fast/a.pt", False),
+        (
+            "lingbot-world-v2-14b-causal-fast",
+            "hf://robbyant/lingbot-world-v2-14b-causal-fast-diffusers/transformer",
+            False,
+        ),
+    ],
+)
+def test_weights_of_another_version_are_refused(slug, path, refused):
+    config = RUNNER_CONFIGS[slug]
+    if not refused:
+        assert dataclasses.replace(config, checkpoint_path=path).weights
+        return
+    with pytest.raises(ValueError, match=f"weights of robbyant/{config.weights} for"):
+        dataclasses.replace(config, checkpoint_path=path)
+    assert dataclasses.replace(config, checkpoint_path=path, weights="")
+
+
+def test_the_small_one_takes_sixteen_poses_a_chunk(tmp_path):
+    config = shrink(RUNNER_CONFIGS[SMALL], tmp_path, total_blocks=2)
+    inputs = dataclasses.replace(config, prompt="a yard").setup().read_inputs()
+    assert [inputs.controls[i].poses.shape[1] for i in range(2)] == [13, 16]
 
 
 def test_a_run_writes_a_video_a_plot_and_what_repeats_it(tmp_path):

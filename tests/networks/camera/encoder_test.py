@@ -13,6 +13,7 @@ from fdjax_models.networks.camera import rays
 from fdjax_models.networks.camera.encoder import (
     CameraControlEncoderConfig,
     CameraInput,
+    camera_input,
 )
 from fdjax_models.networks.wan_vae.vae import WAN21_VAE_ENCODER
 from tests.networks.camera.poses_test import random_poses
@@ -110,6 +111,51 @@ def test_a_still_camera_has_rays_from_the_origin(params):
     for control in stream(params, given):
         origins = np.asarray(control.rays, np.float32)[..., : 3 * 64]
         np.testing.assert_allclose(origins, 0, atol=1e-6)
+
+
+def test_a_scale_of_zero_divides_nothing(params):
+    given = camera()
+    still = np.broadcast_to(given.poses[:, :1], given.poses.shape)
+    zero, one = (
+        dataclasses.replace(given, poses=still, world_scale=np.array([x], np.float32))
+        for x in (0, 1)
+    )
+    for a, b in zip(stream(params, zero), stream(params, one), strict=True):
+        np.testing.assert_array_equal(
+            np.asarray(a.rays, np.float32), np.asarray(b.rays, np.float32)
+        )
+
+
+def test_a_live_session_gives_the_poses_of_its_own_chunk(params):
+    """Checked one by one on the host, they are those of the path known in advance."""
+    given = camera()
+    cache, whole = start(params), stream(params, given)
+    encode = jax.jit(ENCODER.encode)
+    for index in range(CHUNKS):
+        part = chunk(given, index)
+        live = camera_input(part.poses[0], part.intrinsics[0], part.world_scale[0])
+        cache, control = encode(params, cache, live)
+        np.testing.assert_array_equal(
+            np.asarray(control.rays, np.float32),
+            np.asarray(whole[index].rays, np.float32),
+        )
+
+
+@pytest.mark.parametrize(
+    ("poses", "lens", "scale", "message"),
+    [
+        (2 * np.eye(4)[None], [5.0, 5, 4, 4], 1.0, "must have the last row"),
+        (np.diag([2.0, 2, 2, 1])[None], [5.0, 5, 4, 4], 1.0, "off orthonormal by 3"),
+        (np.full((1, 4, 4), np.nan), [5.0, 5, 4, 4], 1.0, "must be finite"),
+        (np.eye(4), [5.0, 5, 4, 4], 1.0, r"shape \[T, 4, 4\]"),
+        (np.eye(4)[None], [5.0, 0, 4, 4], 1.0, "focal lengths above 0"),
+        (np.eye(4)[None], [5.0, 5, 4, 4], -1.0, "world_scale must be finite, 0 or"),
+        (np.eye(4)[None], [5.0, 5, 4, 4], np.nan, "world_scale must be finite, 0 or"),
+    ],
+)
+def test_a_live_pose_that_is_none_is_refused(poses, lens, scale, message):
+    with pytest.raises(ValueError, match=message):
+        camera_input(poses, lens, scale)
 
 
 @pytest.mark.parametrize(

@@ -355,8 +355,8 @@ def test_contract(name, check):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"window_size_t": 5}, "multiple of chunk"),
-        ({"len_t": 3}, "'len_t': 3, 'window_size_t': 4"),
+        ({"window_size_t": 1}, "make the window 2 or more"),
+        ({"len_t": 5}, "'len_t': 5, 'window_size_t': 4"),
         ({"window_size_t": 0, "sink_size_t": 4}, "window must be >= 1"),
         ({"image_conditioning": (Concatenate(),)}, "in_dim must be 36"),
                 (

@@ -1,7 +1,10 @@
 """Causal-Forcing as values: Self-Forcing's four-step causal model, trained otherwise.
 
 Sizes, schedule and files: NVIDIA/flashdreams, integrations_v2/causal_forcing; weights
-of zhuhz22/Causal-Forcing. Its shift is 5, where Self-Forcing's is 8.
+of zhuhz22/Causal-Forcing. Its shift is 5, where Self-Forcing's is 8. Steps of
+Causal-Forcing++ (arXiv:2605.15141): thu-ml/Causal-Forcing,
+configs/causal_forcing_dmd_framewise_{2,1}step.yaml and pipeline/causal_inference.py,
+as its copy kw7243/Causal-Forcing has them.
 """
 
 from fdjax.config import derive_config
@@ -46,6 +49,38 @@ FRAMEWISE_IMAGE = derive_config(
 )
 """The same weights; the image's latent is the first frame."""
 
+FRAMEWISE_2STEP = derive_config(
+    FRAMEWISE,
+    name="causal-forcing-wan2.1-t2v-1.3b-framewise-2step",
+    diffusion_model={
+        "transformer": {
+            "checkpoint_path": (
+                "hf://zhuhz22/Causal-Forcing/causal-forcing++/framewise-2step.pt"
+            )
+        },
+        "scheduler": {"num_inference_steps": 2, "denoising_timesteps": (1000, 500)},
+    },
+)
+"""Causal-Forcing++ in two steps a latent frame."""
+
+FRAMEWISE_1STEP = derive_config(
+    FRAMEWISE,
+    name="causal-forcing-wan2.1-t2v-1.3b-framewise-1step",
+    diffusion_model={
+        "transformer": {
+            "checkpoint_path": (
+                "hf://zhuhz22/Causal-Forcing/causal-forcing++/framewise-1step.pt"
+            )
+        },
+        "scheduler": {"num_inference_steps": 1, "denoising_timesteps": (1000,)},
+    },
+)
+"""Causal-Forcing++ in one step a latent frame."""
+
+FIRST_TIMESTEPS = (1000, 750, 500, 250)
+"""Steps of the first chunk of Causal-Forcing++, which has nothing to go on:
+`denoising_step_list_first_chunk` of its configs."""
+
 _PROMPT = (
     "A heron stands in a shallow river at first light. Mist lies on the water, the "
     "bird turns its head and takes a slow step, and rings run out from its legs. The "
@@ -75,5 +110,17 @@ RUNNER_CONFIGS = {
             CausalForcingImageRunnerConfig,
             "Causal-Forcing from a first frame, one latent frame at a time.",
         ),
+    )
+} | {
+    config.name: CausalForcingRunnerConfig(
+        runner_name=config.name,
+        description=description,
+        pipeline=config,
+        prompt=_PROMPT,
+        first_denoising_timesteps=FIRST_TIMESTEPS,
+    )
+    for config, description in (
+        (FRAMEWISE_2STEP, "Causal-Forcing++, a latent frame at a time, in two steps."),
+        (FRAMEWISE_1STEP, "Causal-Forcing++ in one step: the quickest to answer."),
     )
 }

@@ -1,7 +1,9 @@
-"""LingBot-World as values: Wan 2.1 14B, causal, steered by a camera.
+"""LingBot-World as values: Wan 2.1 networks, causal, steered by a camera.
 
 Sizes, schedule and windows: NVIDIA/flashdreams, integrations_v2/lingbot/config.py.
 """
+
+from typing import Any
 
 from fdjax.config import derive_config
 from fdjax.engine.conditioner import TextImageConditionerConfig
@@ -11,7 +13,7 @@ from fdjax.schedulers import FlowMatchSchedulerConfig
 from fdjax_models.methods.lingbot_world.runner import LingBotRunnerConfig
 from fdjax_models.methods.wan21 import published
 from fdjax_models.networks.camera.encoder import CameraControlEncoderConfig
-from fdjax_models.networks.wan_dit.config import LINGBOT_WORLD_14B
+from fdjax_models.networks.wan_dit.config import LINGBOT_WORLD_1_3B, LINGBOT_WORLD_14B
 from fdjax_models.networks.wan_dit.image_conditioning import Concatenate
 from fdjax_models.networks.wan_dit.transformer import WanTransformerConfig
 
@@ -72,17 +74,51 @@ V2_SHORT = derive_config(
 )
 """Its short window and small decoder."""
 
+V2_SMALL = derive_config(
+    FAST,
+    name="lingbot-world-v2-1.3b-causal-fast",
+    diffusion_model={
+        "transformer": {
+            "network": LINGBOT_WORLD_1_3B,
+            "checkpoint_path": (
+                "hf://robbyant/lingbot-world-v2-1.3b-causal-fast/"
+                "model.safetensors.index.json"
+            ),
+            "len_t": 4,
+            "window_size_t": 12,
+            "sink_size_t": 6,
+        },
+        "scheduler": {"denoising_timesteps": (1000, 750, 500, 250), "shift": 5.0},
+    },
+    encoder={"len_t": 4},
+)
+"""The small network: chunks of four latent frames, which see the first six and the last
+twelve. The reference calls it lingbot-world-v2-1p3b-causal-fast-max-perf."""
+
+V2_SMALL_TAEHV = derive_config(
+    V2_SMALL, name=f"{V2_SMALL.name}-taehv", decoder=published.LIGHTTAE_DECODER
+)
+"""The small network with the small decoder."""
+
 _PROMPT = (
     "A quiet stone courtyard in the morning, moss between the flagstones, a dry "
     "fountain in the middle and arcades all around. The camera moves slowly at eye "
     "level through the still air."
 )
 
+
+def _repository(pipeline: StreamInferencePipelineConfig) -> str:
+    """The name in hf://robbyant/NAME/path."""
+    transformer: Any = pipeline.diffusion_model.transformer
+    return str(transformer.checkpoint_path).split("/")[3]
+
+
 RUNNER_CONFIGS = {
     config.name: LingBotRunnerConfig(
         runner_name=config.name,
         description=description,
         pipeline=config,
+        weights=_repository(config),
         prompt=_PROMPT,
     )
     for config, description in (
@@ -90,5 +126,7 @@ RUNNER_CONFIGS = {
         (FAST_SHORT, "LingBot-World 14B, short window, small decoder: the faster one."),
         (V2, "LingBot-World v2 14B: as the first, trained further."),
         (V2_SHORT, "LingBot-World v2 14B, short window, small decoder."),
+        (V2_SMALL, "LingBot-World v2 1.3B: a tenth of the size, 16 frames a chunk."),
+        (V2_SMALL_TAEHV, "LingBot-World v2 1.3B, small decoder: the fastest one."),
     )
 }

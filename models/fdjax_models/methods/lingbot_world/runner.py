@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,10 @@ from fdjax_models.methods.lingbot_world import paths, plot, trajectory
 from fdjax_models.methods.wan21 import tiny
 from fdjax_models.methods.wan21.base_runner import WanRunner, WanStartRunnerConfig
 from fdjax_models.networks.camera.poses import frames_of
+
+# Owner and name of a published repository, in an address or a cache's folder; another
+# layout of the same weights ends in -diffusers.
+_REPOSITORY = re.compile(r"robbyant(?:/|--)([\w.-]+?)(?:-diffusers)?(?=[/@]|$)")
 
 
 class LingBotRunner(WanRunner):
@@ -118,6 +123,10 @@ class LingBotRunnerConfig(WanStartRunnerConfig):
 
     _target: type = LingBotRunner
 
+    weights: str = ""
+    """Name of the repository of robbyant that this method is for, if one: weights from
+    another one of theirs are refused, since versions have the same keys and shapes."""
+
     poses: str | pathlib.Path = ""
     """A recorded path: .npy of camera-to-world poses, one per video frame, [T, 4, 4];
     x right, y down, z forward, as OpenCV and COLMAP have them (invert COLMAP's
@@ -165,3 +174,11 @@ class LingBotRunnerConfig(WanStartRunnerConfig):
         for name in ("capture_height", "capture_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1.")
+        transformer: Any = self.resolved_pipeline.diffusion_model.transformer
+        found = _REPOSITORY.search(str(transformer.checkpoint_path or ""))
+        if self.weights and found and found[1] != self.weights:
+            raise ValueError(
+                f"checkpoint_path must hold weights of robbyant/{self.weights} for "
+                f"{self.runner_name}, got {found[0]}; run the method of those weights, "
+                'or set weights to "".'
+            )

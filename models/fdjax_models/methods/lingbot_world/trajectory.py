@@ -7,7 +7,7 @@ import numpy as np
 
 from fdjax.checkpoint import fetch
 from fdjax_models.networks.camera import poses as camera_poses
-from fdjax_models.networks.camera.encoder import CameraInput
+from fdjax_models.networks.camera.encoder import CameraInput, camera_input
 
 LENS = (500.0, 500.0, 416.0, 240.0)
 """Intrinsics of a path without any, for 480x832: about those of the examples of
@@ -40,10 +40,8 @@ class Trajectory:
         """The input of one chunk, for one session."""
         first = camera_poses.frames_of(index * len_t) if index else 0
         frames = slice(first, camera_poses.frames_of((index + 1) * len_t))
-        return CameraInput(
-            poses=self.poses[None, frames].astype(np.float32),
-            intrinsics=self.intrinsics[None, frames].astype(np.float32),
-            world_scale=np.array([self.world_scale], np.float32),
+        return camera_input(
+            self.poses[frames], self.intrinsics[frames], self.world_scale
         )
 
 

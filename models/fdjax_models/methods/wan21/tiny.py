@@ -54,7 +54,8 @@ def changes(config: StreamInferencePipelineConfig) -> dict[str, Any]:
         conditioner["image_encoder"] = _CLIP
         network["image_dim"] = _CLIP["width"]
     transformer: dict[str, Any] = {"network": network}
-    at_once = parts.diffusion_model.transformer.len_t > _LATENTS
+    whole: Any = parts.diffusion_model.transformer
+    at_once = whole.len_t > _LATENTS and not whole.layout.has_memory
     if at_once:
         transformer |= {"len_t": _LATENTS, "window_size_t": _LATENTS}
     model: dict[str, Any] = {"transformer": transformer}

@@ -6,11 +6,13 @@ import functools
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from fdjax.axes import Array, Params, PyTree
 from fdjax.contract.conditioner import Conditions
 from fdjax.contract.encoder import StreamingEncoder
+from fdjax_models.networks.camera import poses as camera_poses
 from fdjax_models.networks.camera import rays
 from fdjax_models.networks.wan_dit.control import WanControl
 from fdjax_models.networks.wan_dit.i2v_encoder import (
@@ -30,13 +32,43 @@ class CameraInput:
     Attributes:
         poses: Camera-to-world; x right, y down, z forward.  float32[B, F, 4, 4].
         intrinsics: (fx, fy, cx, cy) in pixels of the video.  float32[B, F, 4].
-        world_scale: Length, in the poses' unit, that the network calls 1; above 0.
-            float32[B].
+        world_scale: Length, in the poses' unit, that the network calls 1; 0, as of a
+            camera that never moves, leaves lengths as they are.  float32[B].
     """
 
     poses: ArrayLike
     intrinsics: ArrayLike
     world_scale: ArrayLike
+
+
+def camera_input(
+    poses: ArrayLike, intrinsics: ArrayLike, world_scale: float = 1.0
+) -> CameraInput:
+    """One session's chunk, checked on the host.
+
+    Chunk after chunk in the same world, the encoder makes of these what it makes of the
+    whole path at once.
+
+    Args:
+        poses: Of the chunk's own video frames.  [F, 4, 4].
+        intrinsics: Of each frame or of all, for the size of the video; see
+            `poses.check_intrinsics`.
+        world_scale: The same for every chunk. Of a recording it is the longest step
+            between latent frames; who does not know the path yet gives the longest
+            that is to come, such as the speed times four frames' time.
+
+    Raises:
+        ValueError: A pose is not rigid, a number is not finite, or a shape is wrong.
+    """
+    poses = camera_poses.check_poses(poses)
+    lens = camera_poses.check_intrinsics(intrinsics, len(poses))
+    if not 0 <= world_scale < float("inf"):
+        raise ValueError(f"world_scale must be finite, 0 or more, got {world_scale}.")
+    return CameraInput(
+        poses=poses[None].astype(np.float32),
+        intrinsics=lens[None].astype(np.float32),
+        world_scale=np.array([world_scale], np.float32),
+    )
 
 
 @flax.struct.dataclass(kw_only=True)

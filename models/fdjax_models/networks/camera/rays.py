@@ -17,7 +17,7 @@ def relative_poses(poses: Array, previous: Array, scale: Array) -> Array:
     Args:
         poses: Camera-to-world.  float32[B, T, 4, 4].
         previous: The pose before the first one.  float32[B, 4, 4].
-        scale: Length that becomes 1.  float32[B].
+        scale: Length that becomes 1; by 0 nothing is divided.  float32[B].
 
     Returns:
         float32[B, T, 4, 4].
@@ -25,6 +25,8 @@ def relative_poses(poses: Array, previous: Array, scale: Array) -> Array:
     # [B, 1, 4, 4] and [B, T - 1, 4, 4] -> [B, T, 4, 4]
     before = jnp.concatenate([previous[:, None], poses[:, :-1]], axis=1)
     relative = seen_from(before, poses)
+    # Where nothing moves the longest step is 0, and so is what it would divide.
+    scale = jnp.where(scale == 0, 1, scale)
     # [B, T, 3] / [B, 1, 1]
     return relative.at[..., :3, 3].divide(scale[:, None, None])
 

@@ -117,3 +117,7 @@ WAN_TI2V_5B = WanDiTConfig(
 # 18,544,332,864 parameters. Without CLIP: the image comes in as channels only.
 LINGBOT_WORLD_14B = dataclasses.replace(WAN_14B_T2V, in_dim=36, control_dim=384)
 """LingBot-World 14B: mask and image latent as channels, camera branch."""
+
+# 1,709,502,016 parameters.
+LINGBOT_WORLD_1_3B = dataclasses.replace(WAN_1_3B, in_dim=36, control_dim=384)
+"""LingBot-World v2 1.3B: the same additions to the small network."""
