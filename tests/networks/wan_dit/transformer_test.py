@@ -23,6 +23,7 @@ from fdjax_models.networks.wan_dit.image_conditioning import (
     FirstFrameTimestep,
     Stamp,
 )
+from fdjax_models.networks.wan_dit.time_embedding import TokenTimesteps
 from fdjax_models.networks.wan_dit.transformer import (
     WanTransformer,
     WanTransformerConfig,

@@ -5,9 +5,15 @@ import dataclasses
 from fdjax_models.networks.clip import ClipImageEncoderConfig
 from fdjax_models.networks.taehv.decoder import LIGHTTAE
 from fdjax_models.networks.umt5 import Umt5TextEncoderConfig
-from fdjax_models.networks.wan_vae.vae import WAN21_VAE_DECODER, WAN21_VAE_ENCODER
+from fdjax_models.networks.wan_vae.vae import (
+    WAN21_VAE_DECODER,
+    WAN21_VAE_ENCODER,
+    WAN22_VAE_DECODER,
+    WAN22_VAE_ENCODER,
+)
 
 _VAE = "hf://lightx2v/Autoencoders/Wan2.1_VAE.pth"
+_VAE_22 = "hf://Wan-AI/Wan2.2-TI2V-5B/Wan2.2_VAE.pth"
 _T2V = "hf://Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 _I2V = "hf://Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"
 
@@ -27,6 +33,12 @@ VAE_DECODER = dataclasses.replace(WAN21_VAE_DECODER, checkpoint_path=_VAE)
 
 VAE_ENCODER = dataclasses.replace(WAN21_VAE_ENCODER, checkpoint_path=_VAE)
 """Encoder of the Wan 2.1 VAE."""
+
+VAE_22_DECODER = dataclasses.replace(WAN22_VAE_DECODER, checkpoint_path=_VAE_22)
+"""Decoder of the Wan 2.2 TI2V-5B VAE."""
+
+VAE_22_ENCODER = dataclasses.replace(WAN22_VAE_ENCODER, checkpoint_path=_VAE_22)
+"""Encoder of the Wan 2.2 TI2V-5B VAE."""
 
 LIGHTTAE_DECODER = dataclasses.replace(
     LIGHTTAE, checkpoint_path="hf://lightx2v/Autoencoders/lighttaew2_1.pth"
