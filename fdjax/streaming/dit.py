@@ -64,7 +64,7 @@ class StreamingDiT(Transformer):
         self,
         params: Params,
         latent: Array,
-        timestep: Array,
+        timestep: PyTree,
         attention: SelfAttentionFn,
         states: tuple[Any, ...],
         workspace: Workspace,
@@ -74,7 +74,7 @@ class StreamingDiT(Transformer):
         Args:
             params: Weights.
             latent: Noisy chunk, conditioned by `inputs`.  float32[B G, L, C].
-            timestep: In [0, 1000].  float32[], [B G] or [B G, L].
+            timestep: In [0, 1000], as `inputs` gives it.  float32[] or [B G, ...].
             attention: How queries meet keys.
             states: One per layer, for `attention`.
             workspace: Holds context, control and extras, in rows.
@@ -98,17 +98,18 @@ class StreamingDiT(Transformer):
 
     def inputs(
         self, latent: Array, timestep: Array, cache: StreamCache, control: PyTree
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Array, PyTree]:
         """The network's latent and timestep, given the control.
 
         Args:
             latent: float32[B, L, C].
-            timestep: float32[], [B] or [B, L].
+            timestep: float32[] or [B].
             cache: Tells sizes and each session's age.
             control: From `check_control`.
 
         Returns:
-            float32[B, L, C or more], and float32[], [B] or [B, L].
+            float32[B, L, C or more], and the timestep as `forward` takes it: an array
+            or a tree of arrays, each a scalar or with B first.
         """
         del cache, control
         return latent, timestep
@@ -383,7 +384,7 @@ class StreamingDiT(Transformer):
         return self.forward(
             params,
             self.rows(latent),
-            self.rows(timestep) if jnp.ndim(timestep) else timestep,
+            jax.tree.map(lambda x: self.rows(x) if jnp.ndim(x) else x, timestep),
             attention,
             layers,
             workspace,

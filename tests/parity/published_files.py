@@ -5,6 +5,7 @@
 
 from unittest import mock
 
+import numpy as np
 import torch
 import transformers
 
@@ -57,6 +58,23 @@ def write_vae(path):
     state["decoder.head.2.weight"] *= 0.3
     torch.save(state, path)
     return build()
+
+
+def rows_first(tensors):
+    """The Wan 2.2 VAE for the package, which takes the pixels of a square otherwise.
+
+    Version 0.1.0 folds them into channels row by row. The official code and diffusers
+    go column by column, and so does NVIDIA/flashdreams now: there the weights of the
+    layers that see these channels need no exchange.
+    """
+    # (colour, column, row) -> (colour, row, column)
+    order = np.arange(12).reshape(3, 2, 2).swapaxes(1, 2).ravel()
+    first, last = "encoder.conv_in.weight", "decoder.conv_out"
+    return tensors | {
+        first: tensors[first][:, order],
+        f"{last}.weight": tensors[f"{last}.weight"][order],
+        f"{last}.bias": tensors[f"{last}.bias"][order],
+    }
 
 
 def write_text_encoder(folder):

@@ -14,6 +14,7 @@ from fdjax_convert.rules import to_torch
 from fdjax_convert.tables import wan_dit
 from fdjax_models.networks.wan_dit.config import WanDiTConfig
 from fdjax_models.networks.wan_dit.dit import WanDiT
+from fdjax_models.networks.wan_dit.time_embedding import TokenTimesteps
 from tests import golden
 from tests.networks.wan_dit import tiny
 from tests.parity import imports
@@ -82,9 +83,12 @@ def test_flow(case):
     if config.image_dim:
         image = golden.fill_input("img", (batch, 257, config.image_dim))
     timestep = np.array([999.0, 31.25], np.float32)
-    if case == "ti2v":  # one timestep per token, as Wan 2.2 TI2V
-        timestep = np.repeat(timestep[:, None], 18, axis=1)
-        timestep[:, :6] = 0
+    ours = timestep
+    if case == "ti2v":  # the first frame's tokens have one of their own: Wan 2.2 TI2V
+        values = np.stack([timestep, np.zeros_like(timestep)], axis=1)
+        second = np.arange(18) < 6
+        ours = TokenTimesteps(values, np.broadcast_to(second, (batch, 18)))
+        timestep = np.where(second, values[:, 1:], values[:, :1])
     with torch.no_grad():
         expected = model(
             torch.from_numpy(x),
@@ -97,7 +101,7 @@ def test_flow(case):
     state = {key: value.numpy() for key, value in model.state_dict().items()}
     params = tiny.params(config, state, wan_dit.DIFFUSERS)
     result = jax.jit(_flow, static_argnums=0)(
-        config, params, np.moveaxis(x, 1, -1), timestep, text, image
+        config, params, np.moveaxis(x, 1, -1), ours, text, image
     )
     assert_close(np.moveaxis(result, -1, 1), expected)
     exported = to_torch(params, wan_dit.DIFFUSERS)

@@ -23,6 +23,7 @@ from fdjax_models.networks.wan_dit.image_conditioning import (
     FirstFrameTimestep,
     Stamp,
 )
+from fdjax_models.networks.wan_dit.time_embedding import TokenTimesteps
 from fdjax_models.networks.wan_dit.transformer import (
     WanTransformer,
     WanTransformerConfig,
@@ -359,6 +360,10 @@ def test_contract(name, check):
         ({"len_t": 5}, "'len_t': 5, 'window_size_t': 4"),
         ({"window_size_t": 0, "sink_size_t": 4}, "window must be >= 1"),
         ({"image_conditioning": (Concatenate(),)}, "in_dim must be 36"),
+        (
+            {"image_conditioning": (FirstFrameTimestep(), FirstFrameTimestep())},
+            "must name each way once, got FirstFrameTimestep 2 times",
+        ),
                 (
             {"network": dataclasses.replace(tiny.CONFIG, patch_size=(2, 2, 2)),
              "len_t": 3, "window_size_t": 3},
@@ -426,6 +431,40 @@ def test_controls_that_do_not_fit(change, control, message):
     transformer, params, cache = _start(dataclasses.replace(BASE, **change))
     with pytest.raises(ValueError, match=message):
         transformer.start(params, cache, control)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_two_timesteps_are_embedded_once_each(batch):
+    """Not once for every token; the flow is that of one timestep for each token."""
+    transformer, params, _ = _start(BASE)
+    network, length = transformer.network, 2 * FRAME
+    latent = jnp.asarray(golden.fill_input("two", (batch, length, 64)))
+    second = jnp.asarray(golden.fill_input("which", (batch, length)) > 0)
+    values = jnp.asarray([[700.0, 14.0], [300.0, 0.0]][:batch])
+    rows = (jnp.asarray(golden.fill_input("text", (batch, 8, 16))),)
+    context = network.apply({"params": params}, *rows, method="context")
+
+    def run(timestep):
+        (_, flow), state = network.apply(
+            {"params": params},
+            latent,
+            timestep,
+            lambda query, key, value, state: (state, value),
+            (None,) * BASE.network.num_layers,
+            context,
+            capture_intermediates=lambda module, _: module.name == "time_projection",
+            mutable=["intermediates"],
+        )
+        [projected] = state["intermediates"]["time_projection"]["__call__"]
+        return flow, projected.shape[:2]
+
+    flow, shape = run(TokenTimesteps(values=values, second=second))
+    by_token = jnp.where(second, values[:, 1:], values[:, :1])
+    expected, full_shape = run(by_token)
+    assert (shape, full_shape) == ((batch, 2), (batch, length))
+    testing.assert_close(flow, expected, testing.tolerance(jnp.float32, 64))
+    other, _ = run(TokenTimesteps(values=values, second=~second))
+    assert jnp.abs(other - flow).max() > 1e-2
 
 
 def test_a_camera_network_needs_rays():

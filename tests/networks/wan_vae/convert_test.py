@@ -5,7 +5,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from fdjax_convert import rules
+from fdjax_convert import recognise, rules
+from fdjax_convert.formats import readers
+from fdjax_convert.rules.problems import ConversionError
 from fdjax_convert.tables import layouts, wan_vae
 from fdjax_models.networks.wan_vae import vae
 
@@ -100,6 +102,23 @@ def test_published_keys(name, kind, expected, count):
         assert sum(len(step.paths) for step in steps) == len(jax.tree.leaves(shapes))
         assert layout.describe(sizes).endswith(f"VAE {part}")
         assert f"Wan {kind}" in layout.describe(sizes)
+
+
+@pytest.mark.parametrize("name", ["official", "diffusers"])
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+@pytest.mark.parametrize(("kind", "other"), [("2.1", "2.2"), ("2.2", "2.1")])
+def test_one_vae_in_the_others_place_is_named(tmp_path, name, part, kind, other):
+    """What `Wan2.1_VAE.pth` holds, given to 2.2's networks, and the reverse."""
+    tables, tensors = _tables(name, kind), {}
+    for each, layout in tables.items():
+        tensors |= rules.export(FULL[kind, each].setup().param_shapes(), layout.rules)
+    # Of a small file the values are looked at, too; these take no memory.
+    tensors = {k: np.broadcast_to(np.float32(0), v.shape) for k, v in tensors.items()}
+    opened = readers.Checkpoint(tmp_path / "vae.pth", (), tensors)
+    asked = FULL[other, part].setup()
+    message = rf"vae\.pth is Wan {kind} .*; you asked for Wan {other} .*VAE {part}"
+    with pytest.raises(ConversionError, match=message):
+        recognise.match(recognise.select(opened, asked.architecture), asked)
 
 
 @pytest.mark.parametrize("layout", wan_vae.LAYOUTS, ids=lambda x: x.name)

@@ -302,6 +302,13 @@ def test_encoder_refuses_part_of_a_latent(frames, height, first, message):
         encoder.encode({}, cache, jnp.zeros((1, frames, height, 8, 3)))
 
 
+@pytest.mark.parametrize("channels", [1, 48])
+def test_decoder_refuses_latents_of_another_vae(channels):
+    decoder, latent = vae.WAN21_VAE_DECODER.setup(), jnp.zeros((1, 1, 2, 2, channels))
+    with pytest.raises(ValueError, match=f"have 16 channels .* got {channels};"):
+        jax.eval_shape(decoder.decode, {}, vae.WanVaeCache(), latent)
+
+
 def test_equal_configs_share_compiled_code():
     one, other = _decoder(), _decoder()
     assert one == other

@@ -36,17 +36,22 @@ class WanRunner(Runner):
         self._check_size()
         text, image = self.read_text(), None
         if isinstance(self.config, WanStartRunnerConfig):
-            if not str(self.config.image):
-                raise ValueError(
-                    f"{self.config.runner_name} starts from an image: set image to a "
-                    "file or a URL."
-                )
             image = self._read_start()
         return RunnerInputs(text=text, image=image)
 
-    def _read_start(self) -> np.ndarray:
-        """The start image: by its own proportions, or at the size of the run."""
+    def _read_start(self) -> np.ndarray | None:
+        """The start image: by its own proportions, or at the size of the run.
+
+        None where there is none and the pipeline runs without.
+        """
         config: Any = self.config
+        if not str(config.image):
+            if self.pipeline.encoder is None:
+                return None
+            raise ValueError(
+                f"{config.runner_name} starts from an image: set image to a file or a "
+                "URL."
+            )
         if not config.keep_aspect:
             return self.read_image(config.image)
         shape = media.read_first_frame(config.image).shape
@@ -107,6 +112,23 @@ class WanRunnerConfig(RunnerConfig):
     checkpoint_path: str | None = None
     """Weights of the transformer, in place of those that the pipeline names."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        pipeline: Any = self.pipeline
+        channels = pipeline.diffusion_model.transformer.network.out_dim
+        image_encoder = getattr(pipeline.encoder, "encoder", None)
+        for name, part in (
+            ("decoder", pipeline.decoder),
+            ("encoder.encoder", image_encoder),
+        ):
+            given = getattr(part, "latent_channels", channels)
+            if given != channels:
+                raise ValueError(
+                    f"pipeline.{name} has latents of {given} channels and the "
+                    f"transformer of {channels}; the VAE of Wan 2.1 has 16, that of "
+                    "Wan 2.2 TI2V-5B 48."
+                )
+
     def tiny(self) -> RunnerConfig:
         """The same path through small networks, to a small picture."""
         return derive_config(
@@ -149,6 +171,11 @@ class WanStartRunnerConfig(WanRunnerConfig):
         super().__post_init__()
         transformer: Any = self.pipeline.diffusion_model.transformer
         encoder: Any = self.pipeline.encoder
+        if encoder is None:
+            raise ValueError(
+                f"{self.runner_name} takes an image, so that pipeline.encoder must be "
+                "one of images, got None."
+            )
         if encoder.len_t != transformer.len_t:
             raise ValueError(
                 "pipeline.encoder.len_t must equal that of the transformer, "
@@ -163,3 +190,17 @@ class WanImageRunnerConfig(WanStartRunnerConfig):
     keep_aspect: bool = True
     """Whether the video has the proportions of the image, with about as many pixels as
     pixel_height x pixel_width; if not, the image is squeezed into that size."""
+
+
+def check_one_chunk(config: WanRunnerConfig) -> None:
+    """Refuses several chunks for a model that makes all frames in one.
+
+    Raises:
+        ValueError: `total_blocks` is not 1.
+    """
+    if config.total_blocks != 1:
+        raise ValueError(
+            f"{config.runner_name} makes all frames in one chunk: total_blocks must be "
+            f"1, got {config.total_blocks}. The length of the video is that of the "
+            "chunk, len_t and window_size_t of the transformer, in latent frames."
+        )

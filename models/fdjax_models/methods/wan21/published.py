@@ -9,6 +9,7 @@ from fdjax_models.networks.wan_vae import vae
 
 _VAE = "hf://lightx2v/Autoencoders/Wan2.1_VAE.pth"
 _LIGHTVAE = "hf://lightx2v/Autoencoders/lightvaew2_1.pth"
+_VAE_22 = "hf://Wan-AI/Wan2.2-TI2V-5B/Wan2.2_VAE.pth"
 _T2V = "hf://Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 _I2V = "hf://Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"
 
@@ -34,6 +35,12 @@ LIGHTVAE_DECODER = dataclasses.replace(vae.LIGHTVAE_DECODER, checkpoint_path=_LI
 
 LIGHTVAE_ENCODER = dataclasses.replace(vae.LIGHTVAE_ENCODER, checkpoint_path=_LIGHTVAE)
 """Encoder of the pruned Wan 2.1 VAE."""
+
+VAE_22_DECODER = dataclasses.replace(vae.WAN22_VAE_DECODER, checkpoint_path=_VAE_22)
+"""Decoder of the Wan 2.2 TI2V-5B VAE."""
+
+VAE_22_ENCODER = dataclasses.replace(vae.WAN22_VAE_ENCODER, checkpoint_path=_VAE_22)
+"""Encoder of the Wan 2.2 TI2V-5B VAE."""
 
 LIGHTTAE_DECODER = dataclasses.replace(
     LIGHTTAE, checkpoint_path="hf://lightx2v/Autoencoders/lighttaew2_1.pth"

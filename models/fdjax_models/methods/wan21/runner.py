@@ -2,16 +2,11 @@
 
 import dataclasses
 
-from fdjax_models.methods.wan21.base_runner import WanImageRunnerConfig, WanRunnerConfig
-
-
-def _check_one_chunk(config: WanRunnerConfig) -> None:
-    if config.total_blocks != 1:
-        raise ValueError(
-            "Wan 2.1 makes all frames in one chunk: total_blocks must be 1, got "
-            f"{config.total_blocks}. The length of the video is that of the chunk, "
-            "len_t and window_size_t of the transformer, in latent frames."
-        )
+from fdjax_models.methods.wan21.base_runner import (
+    WanImageRunnerConfig,
+    WanRunnerConfig,
+    check_one_chunk,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +18,7 @@ class Wan21RunnerConfig(WanRunnerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_one_chunk(self)
+        check_one_chunk(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,4 +30,4 @@ class Wan21ImageRunnerConfig(WanImageRunnerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_one_chunk(self)
+        check_one_chunk(self)

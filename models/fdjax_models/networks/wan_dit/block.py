@@ -13,8 +13,10 @@ from fdjax_models.networks.wan_dit.config import WanDiTConfig
 from fdjax_models.networks.wan_dit.layers import (
     LayerNorm,
     RMSNorm,
+    TimeVectors,
     add_gated,
     dense,
+    for_tokens,
     modulate,
     split_heads,
     standardize,
@@ -214,18 +216,18 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Array,
-        time: Array,
+        time: TimeVectors,
         attention: SelfAttentionFn,
         state: PyTree,
         context: ContextKV | None,
         camera: CameraModulation | None,
     ) -> tuple[PyTree, Array]:
-        """Residual stream [B, L, M], time modulation float32[B, G, 6, M]."""
+        """Residual stream [B, L, M], time modulation of vectors [B, G, 6, M]."""
         # [6, M] + [B, G, 6, M] -> [B, G, 6, M]
-        modulation = self.modulation.astype(jnp.float32) + time
-        # [B, G, M] each
+        modulation = self.modulation.astype(jnp.float32) + time.vectors
+        # [B, G, M] each, or [B, L, M]
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (
-            modulation[:, :, index] for index in range(6)
+            for_tokens(modulation[:, :, index], time.second) for index in range(6)
         )
         eps = self.config.eps
         y = modulate(standardize(x, eps), scale, shift).astype(x.dtype)

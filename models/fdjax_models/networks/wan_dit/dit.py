@@ -11,11 +11,16 @@ from fdjax_models.networks.wan_dit.block import Block, CameraModulation, Context
 from fdjax_models.networks.wan_dit.config import WanDiTConfig
 from fdjax_models.networks.wan_dit.layers import (
     LayerNorm,
+    TimeVectors,
     dense,
+    for_tokens,
     modulate,
     standardize,
 )
-from fdjax_models.networks.wan_dit.time_embedding import sinusoid
+from fdjax_models.networks.wan_dit.time_embedding import (
+    TokenTimesteps,
+    sinusoid,
+)
 
 _CLIP_EPS = 1e-5  # torch's default, which the image embedder keeps
 
@@ -53,12 +58,14 @@ class Head(nn.Module):
         # Checkpoints order its outputs (t, h, w, channel); the converter permutes them.
         self.proj = dense(cfg, cfg.out_dim * cfg.patch_volume)
 
-    def __call__(self, x: Array, time: Array) -> Array:
-        """[B, L, M] and time embedding float32[B, G, M] to [B, L, out * patch]."""
+    def __call__(self, x: Array, time: TimeVectors) -> Array:
+        """[B, L, M] and time embedding of vectors [B, G, M] to [B, L, out * patch]."""
         # [2, M] + [B, G, 1, M] -> [B, G, 2, M]
-        modulation = self.modulation.astype(jnp.float32) + time[:, :, None]
-        # [B, G, M] each
-        shift, scale = modulation[:, :, 0], modulation[:, :, 1]
+        modulation = self.modulation.astype(jnp.float32) + time.vectors[:, :, None]
+        # [B, G, M] each, or [B, L, M]
+        shift, scale = (
+            for_tokens(modulation[:, :, index], time.second) for index in range(2)
+        )
         return self.proj(modulate(standardize(x, self.config.eps), scale, shift))
 
 
@@ -139,7 +146,7 @@ class WanDiT(nn.Module):
     def __call__(
         self,
         latent: Array,
-        timestep: Array,
+        timestep: Array | TokenTimesteps,
         attention: SelfAttentionFn,
         states: tuple[PyTree, ...],
         context: tuple[ContextKV | None, ...],
@@ -156,7 +163,8 @@ class WanDiT(nn.Module):
         Args:
             latent: Patchified noisy latent, and what is concatenated to its channels.
                 [B, L, in_dim * patch volume].
-            timestep: In [0, 1000].  float32[], [B] or [B, G].
+            timestep: In [0, 1000].  float32[], [B] or [B, G]; or one of two for each
+                token.
             attention: Self-attention of every layer.
             states: One state per layer, for `attention`.
             context: From `context`.
@@ -174,9 +182,15 @@ class WanDiT(nn.Module):
         x = self.patch_embedding(latent)
         if token_features is not None:
             x = x + self.token_embedding(token_features)
-        time = self._embed_time(timestep, len(latent), vector_features)
-        # [B, G, 6, M]
-        modulation = self.time_projection(nn.silu(time)).reshape(*time.shape[:2], 6, -1)
+        second = None
+        if isinstance(timestep, TokenTimesteps):
+            timestep, second = timestep
+        vectors = self._embed_time(timestep, len(latent), vector_features)
+        time = TimeVectors(vectors, second)
+        # [B, G, M] -> [B, G, 6, M]
+        projected = self.time_projection(nn.silu(vectors))
+        projected = projected.reshape(*vectors.shape[:2], 6, -1)
+        modulation = TimeVectors(projected, second)
         new_states = []
         for index, block in enumerate(self.blocks):
             branch = None if camera is None else camera[index]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from fdjax.axes import Array
 from fdjax.streaming.patches import patchify
 from fdjax_models.networks.wan_dit.control import ImageControl
+from fdjax_models.networks.wan_dit.time_embedding import TokenTimesteps
 
 MASK_CHANNELS = 4
 """Of the I2V network's input: one per video frame of a latent frame."""
@@ -38,17 +39,17 @@ class ImageConditioning:
 
     def timestep(
         self, timestep: Array, image: ImageControl, first: Array, patch: Sequence[int]
-    ) -> Array:
-        """What the network is told.
+    ) -> TokenTimesteps | None:
+        """Timesteps that differ from token to token; None: the scheduler's holds.
 
         Args:
-            timestep: float32[], [B] or [B, L].
+            timestep: float32[] or [B].
             image: Latent and mask.
             first: Which sessions are at their first chunk.  bool[B].
             patch: The patch size.
         """
-        del image, first, patch
-        return timestep
+        del timestep, image, first, patch
+        return None
 
     def result(self, latent: Array, image: ImageControl, patch: Sequence[int]) -> Array:
         """The clean latent as it is kept; arguments as in `latent`."""
@@ -112,14 +113,17 @@ class FirstFrameTimestep(ImageConditioning):
 
     def timestep(
         self, timestep: Array, image: ImageControl, first: Array, patch: Sequence[int]
-    ) -> Array:
-        """`value` where the mask is 1 and the session at its start, float32[B, L]."""
-        # [B, L]: one feature tells, as a frame is given whole, in all channels
-        mask = _tokens(image, patch)[1][..., 0] * first[:, None]
-        # [B] -> [B, 1]
-        timestep = timestep[:, None] if timestep.ndim == 1 else timestep
-        # [], [B, 1] or [B, L] -> [B, L]
-        return timestep * (1 - mask) + self.value * mask
+    ) -> TokenTimesteps:
+        """`value` where the mask is 1 and the session at its start."""
+        # [B, L]: one feature tells, as a token is given whole, in all channels
+        given = _tokens(image, patch)[1][..., 0] > 0.5
+        # [] or [B] -> [B]
+        timestep = jnp.broadcast_to(timestep, first.shape)
+        return TokenTimesteps(
+            # [B, 2]: the time embedding has two rows, not one for each token.
+            values=jnp.stack([timestep, jnp.full_like(timestep, self.value)], axis=1),
+            second=given & first[:, None],
+        )
 
 
 def _tokens(image: ImageControl, patch: Sequence[int]) -> tuple[Array, Array]:

@@ -1,5 +1,7 @@
 """Norms and modulation of the Wan DiT, with float32 statistics and arithmetic."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -60,6 +62,32 @@ def standardize(x: Array, eps: float) -> Array:
     # In two passes: E[x^2] - E[x]^2 loses digits to cancellation.
     y = y - jnp.mean(y, -1, keepdims=True)
     return y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + eps)
+
+
+class TimeVectors(NamedTuple):
+    """What is made of the timesteps of a chunk, and which tokens it holds for.
+
+    Attributes:
+        vectors: float32[B, G, ...]; without `second` each holds for L / G consecutive
+            tokens: G is 1, the number of frames, or L.
+        second: Which tokens have the second of two vectors, the others the first.
+            bool[B, L], or None.
+    """
+
+    vectors: Array
+    second: Array | None = None
+
+
+def for_tokens(vectors: Array, second: Array | None) -> Array:
+    """[B, G, M] as `modulate` takes it: [B, 2, M] becomes [B, L, M] where `second` is.
+
+    A choice between two rows is part of the pass that uses it; [B, L, 6, M], read from
+    memory in every block, would be 1.4 GB for the 18480 tokens of 704 x 1280.
+    """
+    if second is None:
+        return vectors
+    # [B, L, 1], [B, 1, M], [B, 1, M] -> [B, L, M]
+    return jnp.where(second[..., None], vectors[:, 1:], vectors[:, :1])
 
 
 def modulate(x: Array, scale: Array, shift: Array) -> Array:

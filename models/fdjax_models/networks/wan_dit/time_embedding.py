@@ -1,6 +1,7 @@
 """Sinusoidal timestep features, exact to float32 for traced timesteps."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,18 @@ import numpy as np
 from fdjax.axes import Array
 
 _HIGH_BITS = np.uint32(0xFFFFF000)  # sign, exponent and 11 mantissa bits of a float32
+
+
+class TokenTimesteps(NamedTuple):
+    """Timesteps of a chunk whose tokens have one of two.
+
+    Attributes:
+        values: Both, in [0, 1000].  float32[B, 2].
+        second: Which tokens have the second one.  bool[B, L].
+    """
+
+    values: Array
+    second: Array
 
 
 def sinusoid(timestep: Array, dim: int) -> Array:

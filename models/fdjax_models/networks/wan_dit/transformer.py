@@ -25,6 +25,7 @@ from fdjax_models.networks.wan_dit.config import WAN_1_3B, WanDiTConfig
 from fdjax_models.networks.wan_dit.control import ImageControl, WanControl
 from fdjax_models.networks.wan_dit.dit import WanDiT, init_params
 from fdjax_models.networks.wan_dit.image_conditioning import ImageConditioning
+from fdjax_models.networks.wan_dit.time_embedding import TokenTimesteps
 
 
 class WanTransformer(StreamingDiT):
@@ -93,23 +94,25 @@ class WanTransformer(StreamingDiT):
         timestep: Array,
         cache: StreamCache,
         control: WanControl,
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Array, Array | TokenTimesteps]:
         """Latent and timestep with the first frame, as configured."""
         if control.image is None:
             return latent, timestep
         # first: bool[B], as sessions of a batch differ in age.
         patch, first = self.config.network.patch_size, cache.kv.num_chunks == 0
         # In the configured order: what is joined has other channels than a stamp.
+        told: Array | TokenTimesteps = timestep
         for way in self.config.image_conditioning:
             latent = way.latent(latent, control.image, patch)
-            timestep = way.timestep(timestep, control.image, first, patch)
-        return latent, timestep
+            tokens = way.timestep(timestep, control.image, first, patch)
+            told = told if tokens is None else tokens
+        return latent, told
 
     def forward(
         self,
         params: Params,
         latent: Array,
-        timestep: Array,
+        timestep: Array | TokenTimesteps,
         attention: SelfAttentionFn,
         states: tuple[Any, ...],
         workspace: Workspace,
@@ -200,6 +203,13 @@ class WanTransformerConfig(TransformerConfig):
                 f"network.in_dim must be {expected} for out_dim={network.out_dim} and "
                 f"image_conditioning=({names}), got {network.in_dim}."
             )
+        kinds = [type(way) for way in self.image_conditioning]
+        for kind in kinds:
+            if kinds.count(kind) > 1:
+                raise ValueError(
+                    "image_conditioning must name each way once, got "
+                    f"{kind.__name__} {kinds.count(kind)} times."
+                )
         if self.guidance_scale > 1 and not network.text_dim:
             raise ValueError(
                 f"guidance_scale={self.guidance_scale} > 1 needs a network with text; "

@@ -121,8 +121,17 @@ class WanVaeDecoder(StreamingDecoder):
             The new state, and video in [-1, 1], float32[B, T', H', W', 3]. The first
             latent of a stream gives one frame, each later one
             `temporal_compression_ratio` frames.
+
+        Raises:
+            ValueError: The latent is another VAE's.
         """
         config = self.config
+        if latent.shape[-1] != config.latent_channels:
+            raise ValueError(
+                f"This VAE's latents have {config.latent_channels} channels (Wan 2.1: "
+                f"16, Wan 2.2 TI2V-5B: 48), got {latent.shape[-1]}; take the decoder "
+                "of the VAE that the latents are of."
+            )
         # What a pass within a chunk carries is not what a chunk carries.
         context = config.context if latent.shape[1] == 1 else "exact"
         network = Decoder(config, context)
