@@ -253,7 +253,7 @@ def _write(path: pathlib.Path, entry: _Entry) -> None:
     metadata = {
         "shapes": json.dumps({name: v.shape for name, v in entry.values.items()}),
         "warnings": json.dumps(entry.warnings),
-        "sha256": _checksum(stored),
+        "sha256": checksum(stored),
     }
     try:
         with files.explain_cache(path.parent):
@@ -272,7 +272,8 @@ def _without_padding(values: np.ndarray) -> np.ndarray:
     return values[: used[-1] + 1 if len(used) else 0]
 
 
-def _checksum(stored: Mapping[str, np.ndarray]) -> str:
+def checksum(stored: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of arrays with their names, types and shapes."""
     digest = hashlib.sha256()
     for name, values in sorted(stored.items()):
         digest.update(f"{name} {values.dtype} {values.shape} ".encode())
@@ -287,7 +288,7 @@ def _read(path: pathlib.Path) -> _Entry | None:
     try:
         tensors, metadata = safetensors_format.read_safetensors(path)
         stored = {name: tensor.read() for name, tensor in tensors.items()}
-        if _checksum(stored) != metadata["sha256"]:
+        if checksum(stored) != metadata["sha256"]:
             raise ValueError("its values do not match their checksum")
         values = {}
         for name, shape in json.loads(metadata["shapes"]).items():

@@ -1,12 +1,13 @@
-"""How much a run will download, asked before it starts."""
+"""Which checkpoints a run reads and downloads, looked at before it starts."""
 
 import logging
 import pathlib
 import shutil
 from collections.abc import Iterable
 
-from fdjax.checkpoint import fetch, files
+from fdjax.checkpoint import address, fetch, files
 from fdjax.checkpoint.address import WEIGHT_SUFFIXES, HubAddress, parse
+from fdjax.contract.component import ParametricComponent
 from fdjax.run.memory import size_text
 
 _TIMEOUT = 5.0  # seconds
@@ -40,6 +41,25 @@ def announce(sources: Iterable[str]) -> None:
         "To download, once: %s; to %s (%s free).", what_for, folder, size_text(free)
     )
     files.check_free_space(folder, known)
+
+
+def check_local(parts: Iterable[ParametricComponent]) -> None:
+    """Finds missing files before the first one is read.
+
+    Args:
+        parts: Whose checkpoints a run reads.
+
+    Raises:
+        FileNotFoundError: A path on this machine has no file; names it and its field.
+    """
+    for part in parts:
+        source = part.checkpoint_path
+        path = None if source is None else address.local_path(source)
+        if path is not None and not path.exists():
+            raise FileNotFoundError(
+                f"There is no checkpoint at {source} "
+                f"({type(part.params_owner.config).__name__}.checkpoint_path)."
+            )
 
 
 def _cache() -> pathlib.Path:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from fdjax.axes import PyTree
+from fdjax.contract.conditioner import Conditions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,7 @@ class RunnerInputs:
     Attributes:
         text: One prompt, or None.
         image: First frame in [-1, 1], float[1, H, W, 3], or None.
+        conditions: What `embeddings_path` holds, in place of text and image, or None.
         controls: One input per chunk of the session for the pipeline's encoder, or
             None. The rollout ends where they end; `LazySequence` makes them one by one.
         label: What the contact sheet says of a frame besides its number, such as the
@@ -30,6 +32,7 @@ class RunnerInputs:
 
     text: tuple[str, ...] | None = None
     image: ArrayLike | None = None
+    conditions: Conditions | None = None
     controls: Sequence[PyTree] | None = None
     label: Callable[[int, int], str] | None = None
     pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)

@@ -4,12 +4,13 @@ import dataclasses
 import logging
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 
 from fdjax.axes import Params
 from fdjax.checkpoint.store import param_shapes
+from fdjax.contract.component import ParametricComponent
 from fdjax.contract.conditioner import Conditions
 from fdjax.engine.cache import StreamInferencePipelineCache
 from fdjax.engine.pipeline import StreamInferencePipeline
@@ -39,6 +40,19 @@ class Needs:
         """The larger of the two phases."""
         streaming = sum(self.weights.values()) + self.cache
         return max(sum(self.one_shot.values()), streaming)
+
+    def of(self, names: Iterable[str]) -> "Needs":
+        """What is needed where only the parts of these names are loaded.
+
+        Without any that streams there is no session either.
+        """
+        kept = set(names)
+        weights = {name: n for name, n in self.weights.items() if name in kept}
+        return Needs(
+            one_shot={name: n for name, n in self.one_shot.items() if name in kept},
+            weights=weights,
+            cache=self.cache if weights else 0,
+        )
 
     def check(self) -> None:
         """Refuses what cannot fit, before any of it is allocated.
@@ -77,6 +91,18 @@ class Needs:
             )
 
 
+def one_shot(pipeline: StreamInferencePipeline) -> dict[str, ParametricComponent]:
+    """The parts that run once, for the conditions, by their names in `params`."""
+    parts = () if pipeline.conditioner is None else pipeline.conditioner.parts
+    return {name: x for name, x in pipeline.components.items() if name in parts}
+
+
+def streaming(pipeline: StreamInferencePipeline) -> dict[str, ParametricComponent]:
+    """The parts that run for every chunk, by their names in `params`."""
+    once = one_shot(pipeline)
+    return {name: x for name, x in pipeline.components.items() if name not in once}
+
+
 def condition_shapes(
     pipeline: StreamInferencePipeline, encode: Callable[[Params], Conditions]
 ) -> Conditions | None:
@@ -86,8 +112,7 @@ def condition_shapes(
         pipeline: Whose conditioner's parts encode.
         encode: Maps the parts' weights to conditions.
     """
-    parts = {} if pipeline.conditioner is None else pipeline.conditioner.parts
-    shapes = {name: param_shapes(part) for name, part in parts.items()}
+    shapes = {name: param_shapes(part) for name, part in one_shot(pipeline).items()}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they come again when it is encoded
@@ -116,15 +141,14 @@ def of_rollout(
     Raises:
         ValueError: A condition or a size does not fit.
     """
-    one_shot = [] if pipeline.conditioner is None else list(pipeline.conditioner.parts)
     shapes = {name: param_shapes(part) for name, part in pipeline.components.items()}
-    streaming = {name: shapes[name] for name in shapes if name not in one_shot}
-    cache = jax.eval_shape(initialize, streaming, conditions)
+    weights = {name: shapes[name] for name in streaming(pipeline)}
+    cache = jax.eval_shape(initialize, weights, conditions)
     transformer = pipeline.diffusion_model.transformer
     latent = 4 * math.prod(transformer.latent_shape(cache.transformer_cache))
     picture = 3 * 4 * math.prod(size)
     return Needs(
-        one_shot={name: memory.num_bytes(shapes[name]) for name in one_shot},
-        weights={name: memory.num_bytes(streaming[name]) for name in streaming},
+        one_shot={name: memory.num_bytes(shapes[name]) for name in one_shot(pipeline)},
+        weights={name: memory.num_bytes(weights[name]) for name in weights},
         cache=memory.num_bytes((cache, conditions)) + latent + picture,
     )

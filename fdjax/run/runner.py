@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import pathlib
-import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -22,15 +21,16 @@ import numpy as np
 
 from fdjax import config as config_lib
 from fdjax.axes import Params, PyTree
-from fdjax.checkpoint import address, files
+from fdjax.checkpoint import files
 from fdjax.checkpoint.store import param_shapes
 from fdjax.config import Component, InstantiateConfig, Seed
-from fdjax.contract.component import leaves
+from fdjax.contract.component import ParametricComponent, leaves
 from fdjax.contract.conditioner import Conditions
 from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
 from fdjax.run import (
     conditions_store,
     downloads,
+    embeddings,
     finite,
     media,
     memory,
@@ -40,15 +40,13 @@ from fdjax.run import (
     stats,
     stream,
 )
+from fdjax.run.fields import check_fields
 from fdjax.run.inputs import RunnerInputs, RunnerResult
 from fdjax.run.outputs import Arrangement, OutputWriter
 from fdjax.run.report import RunReport
 from fdjax.run.writer import NullWriter
 
-_SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SEEN_STRETCH = 0.05  # of proportions; rounding to a network's patches changes less
-_LARGEST_SIDE = 16384  # pixels; what H.264 holds
-_LARGEST_RATE = 1000  # frames per second
 _log = logging.getLogger(__name__)
 
 
@@ -99,10 +97,14 @@ class Runner(Component):
     def read_text(self) -> tuple[str, ...] | None:
         """The prompt, from the text or the file that the config gives.
 
+        None where ready embeddings stand for it.
+
         Raises:
             ValueError: It is empty, or this pipeline takes no prompt.
             FileNotFoundError: The prompt file is missing.
         """
+        if self.config.embeddings_path is not None:
+            return None
         conditioner = self.pipeline.conditioner
         if conditioner is not None and conditioner.takes_text:
             return (files.read_prompt(self.config.prompt),)
@@ -154,7 +156,7 @@ class Runner(Component):
         `stats_<name>.json`, `<name>.config.json`, from which the run can be repeated,
         and with `save_session` `<name>.session`, from which it can be extended. The
         second run in a directory is `<name>-2`, and so on. With random weights the
-        name says so.
+        name says so. With `save_embeddings_path` that file alone.
 
         Raises:
             ValueError, FileNotFoundError, PermissionError: Before anything expensive.
@@ -164,6 +166,9 @@ class Runner(Component):
         """
         config = self.config
         inputs = self.prepare()
+        if config.save_embeddings_path is not None:
+            conditioner = self.pipeline.conditioner
+            return embeddings.keep(config, conditioner, self._encode(inputs))
         session = None
         if config.resume is not None:
             session = stream.resume(config.resume, self.pipeline)
@@ -197,10 +202,12 @@ class Runner(Component):
         memory.check_device()
         _ = self.pipeline.components
         self.pipeline.latent_size(config.pixel_height, config.pixel_width)
-        inputs = self.read_inputs()
+        ready = embeddings.prepare(config, self.pipeline.conditioner)
+        inputs = dataclasses.replace(self.read_inputs(), conditions=ready)
         if inputs.controls is not None and not len(inputs.controls):
             raise ValueError("The controls must span at least one chunk, got none.")
-        files.check_output_dir(config.output_dir)
+        if config.save_embeddings_path is None:
+            files.check_output_dir(config.output_dir)
         config_lib.to_json(config, classes=plugins.known_classes())
         if self.pipeline.decoder is not None:
             media.check_video_encoder()
@@ -211,7 +218,7 @@ class Runner(Component):
                 config.runner_name,
             )
         else:
-            self._check_checkpoints()
+            downloads.check_local(leaves(self._parts_read(inputs)).values())
         self._check_memory(inputs)
         return inputs
 
@@ -230,25 +237,38 @@ class Runner(Component):
         self, inputs: RunnerInputs, session: stream.Session | None
     ) -> tuple[Params, stream.Session]:
         """The weights that stream, on the device, and the session's beginning."""
-        conditioner = self.pipeline.conditioner
-        one_shot = [] if conditioner is None else list(conditioner.parts)
-        streaming = [name for name in self.pipeline.components if name not in one_shot]
+        streaming = list(needs.streaming(self.pipeline))
         if session is not None:
             _log.info(
                 "Resumed at chunk %d; prompt, image and seed are its own.",
                 session.first,
             )
             return self._weights(streaming), session
-        weights = conditions_store.WeightsOnDemand(self._weights, one_shot)
-        conditions = self.encode_conditions(weights, inputs)
-        del weights  # text encoders are large: freed before the rest is loaded
-        if not self.config.allow_nonfinite:
-            finite.check_conditions(conditions)
+        conditions = inputs.conditions
+        if conditions is None:
+            conditions = self._encode(inputs)
         # A size or a condition that does not fit shows in the shapes alone.
-        self._needs(conditions).check()
+        self._needs(conditions).of(streaming).check()
         params = self._weights(streaming)
         cache = self._initialize_cache(params, conditions)
         return params, stream.Session(self.pipeline, cache)
+
+    def _encode(self, inputs: RunnerInputs) -> Conditions:
+        """The conditions; the encoders' weights are held no longer than that."""
+        weights = conditions_store.WeightsOnDemand(
+            self._weights, list(needs.one_shot(self.pipeline))
+        )
+        conditions = self.encode_conditions(weights, inputs)
+        if not self.config.allow_nonfinite:
+            finite.check_conditions(conditions)
+        return conditions
+
+    def _parts_read(self, inputs: RunnerInputs) -> dict[str, ParametricComponent]:
+        """The parts whose weights the run reads."""
+        if self.config.save_embeddings_path is not None:
+            return needs.one_shot(self.pipeline)
+        ready = inputs.conditions is not None
+        return needs.streaming(self.pipeline) if ready else self.pipeline.components
 
     def _stream(
         self,
@@ -326,7 +346,7 @@ class Runner(Component):
         """Tells what the run needs if that is much, and refuses what cannot fit."""
         told = self.config.progress is not False
         if told and not self.config.random_weights:
-            parts = leaves(self.pipeline.components).values()
+            parts = leaves(self._parts_read(inputs)).values()
             downloads.announce(
                 str(p.checkpoint_path) for p in parts if p.checkpoint_path
             )
@@ -336,10 +356,12 @@ class Runner(Component):
             )
         else:
             encode = functools.partial(self.encode_conditions, inputs=inputs)
-        shapes = needs.condition_shapes(self.pipeline, encode)
+        shapes = inputs.conditions
+        if shapes is None:
+            shapes = needs.condition_shapes(self.pipeline, encode)
         if shapes is None:
             return
-        needed = self._needs(shapes)
+        needed = self._needs(shapes).of(self._parts_read(inputs))
         needed.check()
         if told:
             needed.announce(self.config.runner_name)
@@ -347,17 +369,6 @@ class Runner(Component):
     def _needs(self, conditions: Conditions) -> needs.Needs:
         size = self.config.pixel_height, self.config.pixel_width
         return needs.of_rollout(self.pipeline, self._initialize_cache, conditions, size)
-
-    def _check_checkpoints(self) -> None:
-        """Finds missing files before the first one is read."""
-        for part in leaves(self.pipeline.components).values():
-            source = part.checkpoint_path
-            path = None if source is None else address.local_path(source)
-            if path is not None and not path.exists():
-                raise FileNotFoundError(
-                    f"There is no checkpoint at {source} "
-                    f"({type(part.params_owner.config).__name__}.checkpoint_path)."
-                )
 
     def _weights(self, only: Sequence[str]) -> Params:
         if not only:
@@ -466,24 +477,15 @@ class RunnerConfig(InstantiateConfig[Runner]):
     """Keep encoded prompts and images in FDJAX_CACHE_DIR (~/.cache/fdjax), so that
     large encoders load only once."""
 
+    save_embeddings_path: str | pathlib.Path | None = None
+    """Encode prompt and image into this file, and stop: nothing else is loaded."""
+
+    embeddings_path: str | pathlib.Path | None = None
+    """Take prompt and image from such a file; their encoders are neither downloaded nor
+    loaded. `prompt` and `image` are not read."""
+
     def __post_init__(self) -> None:
-        if not _SLUG.fullmatch(self.runner_name):
-            raise ValueError(
-                "runner_name must be letters, digits, '.', '_' and '-', as it names "
-                f"files and is typed in a shell; got {self.runner_name!r}."
-            )
-        for name in ("total_blocks", "fps", "pixel_height", "pixel_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}."
-                )
-        sides = "pixel_height", "pixel_width"
-        limits = dict.fromkeys(sides, _LARGEST_SIDE) | {"fps": _LARGEST_RATE}
-        for name, limit in limits.items():
-            if getattr(self, name) > limit:
-                raise ValueError(
-                    f"{name} must be at most {limit}, got {getattr(self, name)}."
-                )
+        check_fields(self)
 
     @property
     def output_name(self) -> str:

@@ -19,10 +19,10 @@ from jax.sharding import Mesh, Sharding
 from fdjax.axes import Array, PyTree
 from fdjax.checkpoint import files, safetensors_format
 from fdjax.checkpoint.metadata import installed_version
-from fdjax.config import to_json
 from fdjax.engine.cache import StreamInferencePipelineCache
 from fdjax.engine.pipeline import StreamInferencePipeline
 from fdjax.session import tree
+from fdjax.session.settings import check_same, settings_of
 from fdjax.sharding import CACHE, Placement, resolve
 from fdjax.streaming import storage
 from fdjax.streaming.cache import KVCache, StreamCache
@@ -76,7 +76,7 @@ def save_cache(
         "format": _FORMAT,
         "fdjax": installed_version(),
         "platform": jax.default_backend(),
-        "settings": _settings(pipeline),
+        "settings": settings_of(pipeline.config, _FREE),
         "structure": structure,
         "notes": dict(notes or {}),
     }
@@ -113,7 +113,8 @@ def load_cache(
     path = pathlib.Path(path).expanduser()
     _ = pipeline.components  # loads the classes that a cache can hold
     header = _read_header(path)
-    _check_settings(path, header["settings"], _settings(pipeline))
+    here = settings_of(pipeline.config, _FREE)
+    check_same(f"{path} is a session of another pipeline", header["settings"], here)
     tensors, _ = safetensors_format.read_safetensors(path)
     arrays = {name: jnp.asarray(tensor.read()) for name, tensor in tensors.items()}
     try:
@@ -154,45 +155,6 @@ def _read_header(path: pathlib.Path) -> dict[str, Any]:
             f"{path} must be a session of format {_FORMAT}, it is of format {version}."
         )
     return header
-
-
-def _settings(pipeline: StreamInferencePipeline) -> dict[str, Any]:
-    """What of a pipeline's config a session depends on: values by dotted path."""
-    found: dict[str, Any] = {}
-
-    def visit(node: Any, path: str) -> None:
-        if isinstance(node, dict):
-            for name, child in node.items():
-                visit(child, f"{path}.{name}" if path else name)
-        elif isinstance(node, list):
-            for number, child in enumerate(node):
-                visit(child, f"{path}[{number}]")
-        elif not _FREE.fullmatch(path):
-            # A module may move; the class is the same.
-            is_class = path.endswith("_class") and isinstance(node, str)
-            found[path] = node.rpartition(":")[2] if is_class else node
-
-    visit(json.loads(to_json(pipeline.config)), "")
-    return found
-
-
-def _check_settings(
-    path: pathlib.Path, there: Mapping[str, Any], here: Mapping[str, Any]
-) -> None:
-    nothing = object()
-    differing = [
-        name
-        for name in sorted({*there, *here})
-        if there.get(name, nothing) != here.get(name, nothing)
-    ]
-    if differing:
-        shown = "; ".join(
-            f"{name}: {there.get(name, 'nothing')!r} there, "
-            f"{here.get(name, 'nothing')!r} here"
-            for name in differing[:5]
-        )
-        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
-        raise ValueError(f"{path} is a session of another pipeline: {shown}{more}.")
 
 
 def _with_slots(

@@ -21,14 +21,18 @@ _PLAIN = (type(None), bool, int, float, str)
 _MAX_DEPTH = 64
 
 
-def describe(tree: PyTree) -> tuple[Any, dict[str, Array]]:
+def describe(tree: PyTree, name: str = "cache") -> tuple[Any, dict[str, Array]]:
     """A tree's structure as JSON, and its arrays by name; keys as their data.
+
+    Args:
+        tree: Arrays in containers.
+        name: What the tree is called; the names of its arrays begin with it.
 
     Raises:
         ValueError: It holds something else than arrays in containers of known kinds.
     """
     arrays: dict[str, Array] = {}
-    return _describe(tree, "cache", arrays), arrays
+    return _describe(tree, name, arrays), arrays
 
 
 def build(structure: Any, arrays: Mapping[str, Array]) -> PyTree:
@@ -77,7 +81,7 @@ def _describe(node: Any, path: str, arrays: dict[str, Array]) -> Any:
         named = zip(node._fields, node, strict=True)
         return {"class": _name(kind), "parts": inside(named), "static": {}}
     raise ValueError(
-        f"{path} is a {kind.__name__}: a session that can be saved holds arrays in "
+        f"{path} is a {kind.__name__}: what can be saved holds arrays in "
         "flax.struct dataclasses, named tuples, tuples, lists and dicts."
     )
 
@@ -89,8 +93,8 @@ def _plain(value: Any, path: str) -> Any:
         isinstance(value, float) and not math.isfinite(value)
     ):
         raise ValueError(
-            f"{path}, a static field, is {value!r}: a session that can be saved has "
-            "only numbers, texts and tuples of them there."
+            f"{path}, a static field, is {value!r}: what can be saved has only "
+            "numbers, texts and tuples of them there."
         )
     return value
 

@@ -151,7 +151,15 @@ def test_a_chunk_is_handed_over_before_its_commit_is_begun():
     report = types.SimpleNamespace(num_chunks=3, stages=[], dispatched=lambda: None)
     session = stream.Session(pipeline, 0)
     watch = FiniteWatch()
-    stream.stream(session, {}, Inputs([None] * 3), writer, report, watch)
+    stream.stream(
+        session,
+        {},
+        Inputs([None] * 3),
+        writer,
+        report,
+        watch,
+        first_pipeline=pipeline,
+    )
     assert session.cache == 3
     assert events == [
         event

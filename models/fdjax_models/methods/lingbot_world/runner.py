@@ -48,9 +48,10 @@ class LingBotRunner(WanRunner):
             before = frames_of(chunk * len_t) if chunk else 0
             return paths.keys_at(segments or (), before + frame)
 
+        ready = self.config.embeddings_path is not None  # and hold the first frame
         return RunnerInputs(
             text=text,
-            image=self._read_start(),
+            image=None if ready else self._read_start(),
             controls=LazySequence(needed, lambda index: camera.chunk(index, len_t)),
             label=label,
             pictures={"camera": plot.draw(camera.poses, self.config.fps)},

@@ -44,7 +44,9 @@ class MazeRunner(Runner):
             )
         prompt = self.read_text()
         image = None
-        if str(config.image):
+        if config.embeddings_path is not None:
+            pass  # they hold the start
+        elif str(config.image):
             image = self.read_image(config.image)
         elif config.maze_seed is not None and config.resume is None:
             tokens = text.tokenize_prompt(prompt[0] if prompt else "")

@@ -35,7 +35,8 @@ class WanRunner(Runner):
         """
         self._check_size()
         text, image = self.read_text(), None
-        if isinstance(self.config, WanStartRunnerConfig):
+        ready = self.config.embeddings_path is not None  # and hold the first frame
+        if isinstance(self.config, WanStartRunnerConfig) and not ready:
             image = self._read_start()
         return RunnerInputs(text=text, image=image)
 
