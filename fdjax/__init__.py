@@ -90,6 +90,8 @@ _EXPORTS = {
     "load_cache": "session.store",
     "ordered_kv": "engine.inspection",
     "save_cache": "session.store",
+    "Session": "session.handle",
+    "SessionState": "session.handle",
     "runner_configs": "run.registry",
     "schedule_table": "schedulers.table",
 }
@@ -114,6 +116,8 @@ __all__ = [
     "ScheduleTable",
     "Scheduler",
     "SchedulerConfig",
+    "Session",
+    "SessionState",
     "StreamInferencePipeline",
     "StreamInferencePipelineCache",
     "StreamInferencePipelineConfig",

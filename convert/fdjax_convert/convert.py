@@ -192,7 +192,7 @@ def write_torch(
             destination,
             tensors,
             wrapper=metadata.source.get("wrapper", ()) if wrapped else (),
-            prefix=metadata.source.get("prefix", "") if wrapped else "",
+            prefix=(wrapped and metadata.source.get("prefix")) or table.prefix,
             progress=bar.update,
         )
     return size, f"{recognise.describe(table, tensors)}, {table.name} layout"

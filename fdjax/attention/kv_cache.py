@@ -84,6 +84,11 @@ class KVLayout:
         return self.window // math.gcd(self.window, self.chunk)
 
     @property
+    def contiguous(self) -> bool:
+        """Whether the slots of a chunk always follow each other."""
+        return self.window % self.chunk == 0  # and so the chunk divides the sink
+
+    @property
     def capacity(self) -> int:
         """Number of tokens that are held: sink and window."""
         return self.sink + self.window
@@ -186,18 +191,17 @@ class KVLayout:
         """
         values = values.astype(buffer.dtype)
         num_tokens = _int32(num_tokens)
-        contiguous = self.window % self.chunk == 0  # and so is the sink
         # Sessions of one age share their slots.
         if num_tokens.shape in ((), (1,)):
             num_tokens = num_tokens.reshape(())
-            if contiguous:
+            if self.contiguous:
                 return _slice(buffer, values, self._slot(num_tokens))
             # [B, chunk, N, D] into [B, S, N, D]. Dropped tokens share an index, so that
             # indices are known to differ only where none is dropped.
             return buffer.at[:, self.slots(num_tokens)].set(
                 values, mode="drop", unique_indices=self.window >= self.chunk
             )
-        if contiguous:
+        if self.contiguous:
             # A scatter costs a GPU no more than one slice for all (H100, 4,680 tokens
             # of 12 x 128: 49 us for B = 4 against 48); a CPU copies by slices faster.
             return jax.lax.platform_dependent(
@@ -208,6 +212,26 @@ class KVLayout:
                 default=self._scatter,
             )
         return self._scatter(buffer, values, num_tokens)
+
+    def read(self, buffer: Array, num_tokens: ArrayLike) -> Array:
+        """What lies in the current chunk's slots: `write` of it changes nothing.
+
+        Args:
+            buffer: Keys or values of one layer.  [B, S, N, D].
+            num_tokens: Tokens committed before the chunk.  int32[] or int32[B].
+
+        Returns:
+            [B, chunk, N, D]; zeros for tokens that are dropped.
+        """
+        num_tokens = _int32(num_tokens)
+        if num_tokens.shape in ((), (1,)):
+            slots = self.slots(num_tokens.reshape(()))
+            # [B, S, N, D] -> [B, chunk, N, D]
+            return buffer.at[:, slots].get(mode="fill", fill_value=0)
+        # [B, 1] and [B, chunk] together index [B, chunk, N, D].
+        sessions = jnp.arange(len(buffer), dtype=jnp.int32)[:, None]
+        slots = self.slots(num_tokens)
+        return buffer.at[sessions, slots].get(mode="fill", fill_value=0)
 
     def _write_slices(self, buffer: Array, values: Array, num_tokens: Array) -> Array:
         """`write` of a contiguous chunk per session, one after the other."""

@@ -110,6 +110,33 @@ class Transformer(ParametricComponent):
             timestep: In [0, 1000].  float32[].
         """
 
+    def scratch(self, cache: PyTree) -> PyTree:
+        """What one chunk, generated and committed in place, changes of the cache.
+
+        The whole cache unless overridden. A network that overwrites a few slots gives
+        those alone, so that going back a chunk costs no copy of the window.
+
+        Args:
+            cache: Before the chunk.
+
+        Returns:
+            A tree that `restore` takes; every leaf has B first.
+        """
+        return cache
+
+    def restore(self, cache: PyTree, scratch: PyTree) -> PyTree:
+        """The cache as it was when `scratch` was taken, bit for bit.
+
+        Conditions are those of the one or the other: who changes them meanwhile calls
+        `update_conditions`.
+
+        Args:
+            cache: One chunk later; several chunks go back one by one, newest first.
+            scratch: From `scratch`.
+        """
+        del cache
+        return scratch
+
     def postprocess(self, residue: PyTree, latent: Array) -> Array:
         """The clean latent as it is kept and decoded; unchanged unless overridden."""
         del residue

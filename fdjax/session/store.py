@@ -24,6 +24,7 @@ from fdjax.engine.cache import StreamInferencePipelineCache
 from fdjax.engine.pipeline import StreamInferencePipeline
 from fdjax.session import tree
 from fdjax.sharding import CACHE, Placement, resolve
+from fdjax.streaming import storage
 from fdjax.streaming.cache import KVCache, StreamCache
 from fdjax.streaming.dit import StreamingDiT
 
@@ -206,28 +207,18 @@ def _with_slots(
         return cache
     layers = transformer.layout.tokens(cache.height, cache.width)
 
-    def padded(buffers: tuple[Array, ...]) -> tuple[Array, ...]:
-        if not buffers:
-            return buffers
-        resized = []
-        for buffer, layer in zip(buffers, layers, strict=True):
-            # [B, S, N, D], with guidance [B, G, S, N, D]
-            kept = buffer[..., : layer.capacity, :, :]
-            if kept.shape[-3] != layer.capacity:
-                raise ValueError(
-                    f"{path} holds {kept.shape[-3]} key/value slots, "
-                    f"{layer.capacity} are needed."
-                )
-            if buffer.shape[-3] != layer.num_slots:
-                # [B, (G,) capacity, N, D] -> [B, (G,) S, N, D]
-                more = [(0, 0)] * buffer.ndim
-                more[-3] = (0, layer.num_slots - layer.capacity)
-                buffer = jnp.pad(kept, more)
-            resized.append(buffer)
-        return tuple(resized)
-
     kv: KVCache = cache.kv
-    kv = dataclasses.replace(kv, keys=padded(kv.keys), values=padded(kv.values))
+    if not kv.keys:
+        return cache
+    try:
+        keys = [storage.resized(*pair) for pair in zip(kv.keys, layers, strict=True)]
+        values = [
+            storage.as_stored(storage.resized(storage.values_by_slot(buffer), layer))
+            for buffer, layer in zip(kv.values, layers, strict=True)
+        ]
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit: {error}.") from None
+    kv = dataclasses.replace(kv, keys=tuple(keys), values=tuple(values))
     return dataclasses.replace(cache, kv=kv)
 
 

@@ -7,10 +7,12 @@ from typing import Protocol
 import flax.struct
 import jax
 
+from fdjax.attention import float8
 from fdjax.attention.attend import attend
 from fdjax.attention.kv_cache import KVLayout
 from fdjax.attention.rope import Rope3D, RopeTable
 from fdjax.axes import Array, PyTree
+from fdjax.streaming import storage
 
 
 class SelfAttentionFn(Protocol):
@@ -74,8 +76,9 @@ class StreamingAttention:
         num_tokens = layout.ring_tokens(self.num_chunks)
         rotated = self.rope.rotate(key, table)
         # [B, L, N, D] into [B, S, N, D]
-        keys = layout.write(state.keys, rotated, num_tokens)
-        values = layout.write(state.values, value, num_tokens)
+        keys, values = storage.write(
+            layout, state.keys, state.values, (rotated, value), num_tokens
+        )
         raw_keys = state.raw_keys
         # Cache-relative mode keeps the keys unturned, as their ranks will change.
         if raw_keys is not None:
@@ -83,7 +86,10 @@ class StreamingAttention:
         query = self.rope.rotate(query, table)
         length = layout.valid_length(num_tokens)
         # A chunk sees itself at least, so that no length is 0.
-        out = attend(query, keys, values, length=length, nonempty=True)
+        if storage.eight_bit(keys):
+            out = float8.attend(query, keys, values, length=length)
+        else:
+            out = attend(query, keys, values, length=length, nonempty=True)
         return LayerKV(keys, values, layout, raw_keys), out
 
 

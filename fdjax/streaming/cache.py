@@ -16,7 +16,7 @@ class KVCache:
 
     Attributes:
         keys: One buffer per layer.  [B, S, N, D], with guidance [B, G, S, N, D].
-        values: As `keys`.
+        values: As `keys`; in 8 bits [B, N, D, S] (`fdjax.attention.float8`).
         num_chunks: Each session's chunks committed since its start, not only those
             still held. Positions are computed from it without overflow or loss of
             accuracy up to 2**32 chunks (a century of chunks of 12 frames at 16
@@ -46,17 +46,19 @@ class KVCache:
         branches = () if layout.num_branches == 1 else (layout.num_branches,)
         layers = layout.tokens(height, width) if layout.has_memory else ()
 
-        def buffers() -> tuple[Array, ...]:
-            heads = layout.kv_heads, layout.rope.head_dim
-            # [B, (G,) S, N, D] per layer
-            return tuple(
-                jnp.zeros((batch, *branches, layer.num_slots, *heads), layout.dtype)
-                for layer in layers
-            )
+        heads, rows = (layout.kv_heads, layout.rope.head_dim), (batch, *branches)
+
+        def buffers(values: bool) -> tuple[Array, ...]:
+            # [B, (G,) S, N, D] per layer; values in 8 bits [B, (G,) N, D, S]
+            slots = [layer.num_slots for layer in layers]
+            last = values and layout.eight_bit
+            shapes = [(*heads, count) if last else (count, *heads) for count in slots]
+            dtype = layout.kv_dtype or layout.dtype
+            return tuple(jnp.zeros((*rows, *shape), dtype) for shape in shapes)
 
         # uint32: an int32 would overflow at half of the age.
         num_chunks = jnp.zeros((batch,), jnp.uint32)
-        return cls(keys=buffers(), values=buffers(), num_chunks=num_chunks)
+        return cls(keys=buffers(False), values=buffers(True), num_chunks=num_chunks)
 
 
 @flax.struct.dataclass(kw_only=True)

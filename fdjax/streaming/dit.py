@@ -14,6 +14,7 @@ from fdjax.attention.rope import RopeTable, rope_table
 from fdjax.axes import Array, Params, PyTree
 from fdjax.contract.conditioner import Conditions
 from fdjax.contract.transformer import Transformer
+from fdjax.streaming import storage
 from fdjax.streaming.attention import (
     LayerKV,
     SelfAttentionFn,
@@ -267,6 +268,41 @@ class StreamingDiT(Transformer):
         kv = KVCache(keys=keys, values=values, num_chunks=num_chunks)
         return self._map_rows(self._unfold, dataclasses.replace(workspace.cache, kv=kv))
 
+    def scratch(self, cache: StreamCache) -> KVCache:
+        """What lies in the slots of the next chunk, and the count."""
+        # [B, (G,) S, N, D] -> [B, (G,) chunk, N, D]
+        pairs = [
+            storage.read(layer, keys, values, count)
+            for layer, keys, values, count in self._folded_layers(cache, cache.kv)
+        ]
+        return self._with_pairs(cache.kv, pairs)
+
+    def restore(self, cache: StreamCache, scratch: KVCache) -> StreamCache:
+        """The cache before the chunk whose slots these are; conditions stay."""
+        chunks = zip(self._fold(scratch.keys), self._fold(scratch.values), strict=True)
+        # [B, (G,) chunk, N, D] into [B, (G,) S, N, D]
+        pairs = [
+            storage.write(layer, keys, values, chunk, count)
+            for (layer, keys, values, count), chunk in zip(
+                self._folded_layers(cache, scratch), chunks, strict=True
+            )
+        ]
+        return dataclasses.replace(cache, kv=self._with_pairs(scratch, pairs))
+
+    def _folded_layers(self, cache: StreamCache, age: KVCache) -> Any:
+        """Each layer's layout, buffers in rows, and the tokens that `age` counts."""
+        count = self._row_counts(dataclasses.replace(cache, kv=age))
+        keys, values = self._fold(cache.kv.keys), self._fold(cache.kv.values)
+        layers = self._layers(cache)
+        tokens = [layer.ring_tokens(count) for layer in layers]
+        return zip(layers, keys, values, tokens, strict=True)
+
+    def _with_pairs(self, kv: KVCache, pairs: list[tuple[Array, Array]]) -> KVCache:
+        """The cache with each layer's keys and values, [B G, ...], unfolded."""
+        keys = self._unfold(tuple(key for key, _ in pairs))
+        values = self._unfold(tuple(value for _, value in pairs))
+        return dataclasses.replace(kv, keys=keys, values=values)
+
     def patchify(self, latent: Array) -> Array:
         """[B, T, H, W, C] to [B, L, C * patch volume], features (channel, t, h, w)."""
         return patchify(latent, self.layout.patch_size)
@@ -331,10 +367,7 @@ class StreamingDiT(Transformer):
         attention: SelfAttentionFn
         layers: tuple[Any, ...] = tuple(states)
         if layout.has_memory:
-            num_chunks = cache.kv.num_chunks
-            # uint32[B] -> [B G]; that of a single session serves all of its rows.
-            if cache.batch > 1:
-                num_chunks = self.rows(num_chunks)
+            num_chunks = self._row_counts(cache)
             tables = dict(zip(self._timelines, workspace.tables, strict=True))
             by_layer = {
                 tokens: tables[self._timeline(frames)]
@@ -355,6 +388,11 @@ class StreamingDiT(Transformer):
             layers,
             workspace,
         )
+
+    def _row_counts(self, cache: StreamCache) -> Array:
+        """Chunks committed, uint32[B G]; that of a single session serves all rows."""
+        count = cache.kv.num_chunks
+        return self.rows(count) if cache.batch > 1 else count
 
     def _layers(self, cache: StreamCache) -> tuple[KVLayout, ...]:
         """Each layer's layout in tokens; none where there are no buffers."""

@@ -6,6 +6,7 @@ import math
 
 import jax
 
+from fdjax.attention import float8
 from fdjax.attention.kv_cache import KVLayout
 from fdjax.attention.rope import Rope3D
 
@@ -35,6 +36,7 @@ class StreamLayout:
         guidance_scale: Classifier-free guidance; above 1 every session has two
             branches, conditional and unconditional.
         slot_multiple: See `KVLayout`; None: 128 on a GPU, else 1.
+        kv_dtype: Of the key/value cache, if not `dtype`: "float8_e4m3fn".
 
     Raises:
         ValueError: The sizes cannot work together.
@@ -53,8 +55,10 @@ class StreamLayout:
     cache_relative: bool = False
     guidance_scale: float = 1.0
     slot_multiple: int | None = None
+    kv_dtype: str | None = None
 
     def __post_init__(self) -> None:
+        self._check_kv_dtype()
         if self.num_heads % self.kv_heads:
             raise ValueError(
                 "num_kv_heads must divide num_heads, got "
@@ -62,6 +66,30 @@ class StreamLayout:
             )
         # Made now, so that sizes that cannot work are refused here.
         _ = self.frames
+
+    def _check_kv_dtype(self) -> None:
+        if self.kv_dtype in (None, self.dtype):
+            return
+        if self.kv_dtype != float8.DTYPE:
+            raise ValueError(
+                f"kv_dtype must be {float8.DTYPE}, or None for the dtype, got "
+                f"{self.kv_dtype!r}."
+            )
+        if self.cache_relative:
+            raise ValueError(
+                f"kv_dtype={self.kv_dtype} needs keys cached at their absolute time: "
+                "to turn them again would round them again."
+            )
+        if self.kv_heads != self.num_heads:
+            raise ValueError(
+                f"kv_dtype={self.kv_dtype} needs as many heads of keys as of queries, "
+                f"got {self.kv_heads} and {self.num_heads}."
+            )
+
+    @property
+    def eight_bit(self) -> bool:
+        """Whether keys and values are cached as `fdjax.attention.float8` has them."""
+        return self.kv_dtype == float8.DTYPE
 
     @property
     def kv_heads(self) -> int:
@@ -102,6 +130,8 @@ class StreamLayout:
         multiple = self.slot_multiple
         if multiple is None:
             multiple = _GPU_SLOTS if jax.default_backend() == "gpu" else 1
+        if self.eight_bit:
+            multiple = math.lcm(multiple, float8.SLOTS)
         return tuple(
             # A frame is rows * columns tokens that are cached and dropped together.
             KVLayout(

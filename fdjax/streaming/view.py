@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fdjax.attention.kv_cache import KVLayout
+from fdjax.streaming import storage
 from fdjax.streaming.cache import StreamCache
 from fdjax.streaming.layout import StreamLayout
 
@@ -81,7 +82,7 @@ def ordered_kv(layout: StreamLayout, cache: StreamCache, layer: int = 0) -> Orde
 
     return OrderedKV(
         keys=sort(np.asarray(cache.kv.keys[layer])),
-        values=sort(np.asarray(cache.kv.values[layer])),
+        values=sort(storage.values_by_slot(np.asarray(cache.kv.values[layer]))),
         positions=positions,
         valid=valid,
     )

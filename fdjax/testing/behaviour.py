@@ -20,6 +20,7 @@ from fdjax.contract.transformer import Transformer
 from fdjax.engine import stages
 from fdjax.engine.cache import StreamInferencePipelineCache
 from fdjax.engine.diffusion import DiffusionModel
+from fdjax.streaming import storage
 from fdjax.streaming.cache import StreamCache
 from fdjax.streaming.dit import StreamingDiT
 from fdjax.testing.case import PipelineCase, assert_close, perturbed, same
@@ -402,10 +403,10 @@ def _with_other_frame(
             slot = layout.sink + (frame - layout.sink) % layout.window
         slots = np.arange(slot * rows * columns, (slot + 1) * rows * columns)[tokens]
         # On the host, where no index compiles anything.  [B, (G,) S, N, D]
-        buffer = np.array(values[layer])
+        buffer = np.array(storage.values_by_slot(np.asarray(values[layer])))
         noise = np.random.default_rng(0).normal(size=buffer[..., slots, :, :].shape)
         buffer[..., slots, :, :] += noise.astype(buffer.dtype)
-        values[layer] = jnp.asarray(buffer)
+        values[layer] = jnp.asarray(storage.as_stored(buffer))
     kv = dataclasses.replace(cache.kv, values=tuple(values))
     return dataclasses.replace(cache, kv=kv)
 

@@ -27,6 +27,7 @@ from fdjax.engine.cache import (
     stack_caches,
     take_session,
 )
+from fdjax.session import journal
 from fdjax.streaming.cache import StreamCache
 from fdjax.testing.behaviour import BEHAVIOUR, latent_size
 from fdjax.testing.case import (
@@ -137,6 +138,23 @@ def check_donate(case: PipelineCase) -> None:
     used = case.cache()
     pipeline.generate(params, used, case.input(0), donate=True)
     _assert_refused("donate", lambda: pipeline.generate(params, used, case.input(0)))
+
+
+def check_undo(case: PipelineCase) -> None:
+    """`scratch` and `restore` lead back over every chunk made in place, to the bit."""
+    pipeline = case.pipeline
+    cache, entries, caches, videos = case.cache(), [], [], []
+    for index in range(case.num_chunks):
+        caches.append(to_host(cache))
+        entries.append(journal.take(pipeline, cache))
+        cache, [video] = case.run(cache, range(index, index + 1), donate=True)
+        videos.append(video)
+    for entry, before in zip(reversed(entries), reversed(caches), strict=True):
+        cache = journal.restore(pipeline, cache, journal.to_host(entry))
+        alike = map(np.array_equal, to_host(cache), before)
+        assert all(alike), "restore does not give the cache that scratch was taken of"
+    _, again = case.run(cache, range(case.num_chunks), donate=True)
+    _assert_identical(again, videos)
 
 
 def check_order(case: PipelineCase) -> None:
@@ -343,6 +361,7 @@ CHECKS: tuple[Callable[[PipelineCase], None], ...] = (
     check_fork,
     check_resume,
     check_donate,
+    check_undo,
     check_order,
     check_structure,
     check_new_conditions,

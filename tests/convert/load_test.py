@@ -49,7 +49,7 @@ def save(path, tensors, wrapper=(), prefix=""):
 
 def make(layout, path, **fields):
     config = tiny.config_of(layout)
-    if layout.architecture == "umt5":
+    if layout.architecture in ("umt5", "cosmos_reason1"):
         fields["tokenizer_path"] = "unused"
     return dataclasses.replace(config, checkpoint_path=str(path), **fields).setup()
 

@@ -9,6 +9,7 @@ import numpy as np
 from fdjax_convert import rules
 from fdjax_convert.tables import layouts
 from fdjax_models.networks.clip import ClipImageEncoderConfig
+from fdjax_models.networks.cosmos_reason1 import CosmosReason1EncoderConfig
 from fdjax_models.networks.taehv.decoder import TaehvDecoderConfig
 from fdjax_models.networks.taehv.encoder import TaehvEncoderConfig
 from fdjax_models.networks.umt5 import Umt5TextEncoderConfig
@@ -35,6 +36,14 @@ CLIP = {
     "output_layer": 1,
     "num_heads": 2,
 }
+COSMOS_REASON1 = {
+    "vocab_size": 40,
+    "width": 16,
+    "mlp_dim": 24,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+}
 WIDE_TRANSFORMER = WanTransformerConfig(
     network=dataclasses.replace(DIT, dim=96, num_heads=4)
 )
@@ -49,6 +58,7 @@ CONFIGS = {
     "taehv_decoder": TaehvDecoderConfig(widths=(16, 8, 8, 8)),
     "umt5": Umt5TextEncoderConfig(**UMT5),
     "clip": ClipImageEncoderConfig(**CLIP),
+    "cosmos_reason1": CosmosReason1EncoderConfig(**COSMOS_REASON1),
 }
 
 

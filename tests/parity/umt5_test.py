@@ -9,9 +9,10 @@ import pytest
 
 from fdjax_convert import rules
 from fdjax_convert.tables import umt5
+from fdjax_models.networks.prompts import TokenizedPrompts
 from fdjax_models.networks.umt5 import Umt5TextEncoderConfig
 from fdjax_models.networks.umt5.model import relative_position_buckets
-from fdjax_models.networks.umt5.tokenizer import TokenizedPrompts, clean_prompt
+from fdjax_models.networks.umt5.tokenizer import clean_prompt
 from tests.networks.umt5 import tiny
 from tests.parity import imports
 from tests.parity.comparison import assert_close

@@ -133,7 +133,7 @@ def test_decoding_equals_diffusers(kind, sizes):
 
 
 @functools.cache
-def _reference():
+def _reference(base=BASE, use_lightvae=False):
     """The reference's VAE and the state it is loaded from, official layout."""
 
     def build(state):
@@ -142,7 +142,8 @@ def _reference():
                 vae_path="Wan2.1_VAE.pth",
                 use_cuda_graph=False,
                 use_compile=False,
-                base_dim=BASE,
+                use_lightvae=use_lightvae,
+                base_dim=base,
                 z_dim=4,
                 latent_mean=MEAN,
                 latent_std=STD,
@@ -187,3 +188,34 @@ def test_decoding_equals_the_reference(sizes):
     expected = np.concatenate(expected, axis=1)
     assert np.mean(np.abs(expected) == 1) < 0.5, "most of the output is clamped"
     assert_close(_stream(decoder, params, latent, sizes), expected)
+
+
+@pytest.mark.parametrize("base", [32, 96], ids=["small", "published width"])
+@imports.inference_mode
+def test_lightvae_equals_the_reference(base):
+    """The pruned network, which the reference makes of the whole one's widths."""
+    module, state = _reference(base, use_lightvae=True)
+    common = {"latent_mean": MEAN, "latent_std": STD, "dtype": "float32"}
+    widths = tuple(base // 4 * factor for factor in (1, 2, 4, 4))
+    if base == 96:
+        assert widths == vae.LIGHTVAE_ENCODER.widths == vae.LIGHTVAE_DECODER.widths
+    encoder = vae.WanVaeEncoderConfig(widths=widths, **common).setup()
+    decoder = vae.WanVaeDecoderConfig(
+        widths=widths, context="reference", **common
+    ).setup()
+    video = np.random.default_rng(4).uniform(-1, 1, (1, 9, 16, 24, 3))
+    video = video.astype(np.float32)
+    latent = np.random.default_rng(5).normal(size=(1, 3, 2, 3, 4)).astype(np.float32)
+    for component, x, sizes, step in (
+        (encoder, video, (5, 4), module.encode),
+        (decoder, latent, (2, 1), module.decode),
+    ):
+        params = _params(state, component, "official 2.1")
+        cache = module.prepare_cache()
+        expected = [
+            _channels_last(step(_channels_first(chunk), cache))
+            for chunk in np.split(x, np.cumsum(sizes)[:-1], axis=1)
+        ]
+        assert_close(
+            _stream(component, params, x, sizes), np.concatenate(expected, axis=1)
+        )

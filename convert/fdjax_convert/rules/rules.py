@@ -99,6 +99,8 @@ class Layout:
         detect: Whether these keys (wrappers and prefixes removed) are of this layout.
             Must be false for every other layout of the package.
         describe: A name with sizes, such as "Wan 1.3B T2V", from the shapes by key.
+        prefix: What the publisher writes before each of these keys, though it says
+            nothing: readers remove it (`formats.unwrap.PREFIXES`), export writes it.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Layout:
     rules: tuple[Rule, ...]
     detect: Callable[[Collection[str]], bool]
     describe: Callable[[Mapping[str, tuple[int, ...]]], str]
+    prefix: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

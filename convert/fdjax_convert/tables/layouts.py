@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Collection
 
 from fdjax_convert.rules.rules import HasKeys, Layout
-from fdjax_convert.tables import clip, taehv, umt5, wan_dit, wan_vae
+from fdjax_convert.tables import clip, cosmos_reason1, taehv, umt5, wan_dit, wan_vae
 
 ALL: tuple[Layout, ...] = (
     *wan_dit.LAYOUTS,
@@ -12,6 +12,7 @@ ALL: tuple[Layout, ...] = (
     *taehv.LAYOUTS,
     *umt5.LAYOUTS,
     *clip.LAYOUTS,
+    *cosmos_reason1.LAYOUTS,
 )
 """A module of this package holds the tables of one network as its `LAYOUTS`."""
 

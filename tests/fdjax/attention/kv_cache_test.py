@@ -243,3 +243,17 @@ def test_a_ring_of_any_age_is_one_of_its_first_rounds(sink, window, chunk):
 def test_a_period_too_long_to_count_is_refused():
     with pytest.raises(ValueError, match="make the window a multiple of the chunk"):
         KVLayout(9_999, 50_000_001, 10_000)
+
+
+@pytest.mark.parametrize("layout", [KVLayout(2, 4, 2), KVLayout(3, 5, 4, 3)])
+@pytest.mark.parametrize("chunks", [[5], [0, 3, 6]])
+def test_what_is_read_before_a_write_takes_it_back(layout, chunks):
+    num_tokens = layout.ring_tokens(jnp.array(chunks, jnp.uint32))
+    shape = len(chunks), layout.num_slots, 1, 2
+    buffer = jax.random.normal(jax.random.key(0), shape)
+    values = jnp.ones((len(chunks), layout.chunk, 1, 2))
+    kept = layout.read(buffer, num_tokens)
+    written = layout.write(buffer, values, num_tokens)
+    assert not np.array_equal(written, buffer)
+    np.testing.assert_array_equal(layout.read(written, num_tokens), values)
+    np.testing.assert_array_equal(layout.write(written, kept, num_tokens), buffer)

@@ -368,6 +368,17 @@ STREAMED_MUTANTS = {
         "check_window",
         "latent frame",
     ),
+    "scratch that forgets the values": (
+        mutant(
+            "transformer",
+            STREAMED,
+            scratch=lambda self, original, cache: jax.tree.map(
+                lambda leaf: leaf * (leaf.ndim < 4), original(cache)
+            ),
+        ),
+        "check_undo",
+        "restore does not give the cache",
+    ),
     "control that is not prepared": (
         mutant("transformer", STREAMED, prepare=lambda self, original, *args: None),
         "check_control",

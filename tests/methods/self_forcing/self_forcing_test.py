@@ -140,3 +140,9 @@ def _contract_case(slug, transformer):
 @pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
 def test_contract(check):
     check(_contract_case(BASE, {"window_size_t": 6}))
+
+
+@pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
+def test_contract_of_a_cache_in_8_bits(check):
+    changes = {"window_size_t": 6, "kv_dtype": "float8_e4m3fn"}
+    check(_contract_case(BASE, changes))

@@ -12,9 +12,9 @@ import pytest
 from fdjax import checkpoint, testing
 from fdjax_convert import rules
 from fdjax_convert.tables import umt5
+from fdjax_models.networks.prompts import TokenizedPrompts
 from fdjax_models.networks.umt5 import Umt5TextEncoderConfig
 from fdjax_models.networks.umt5.model import relative_position_buckets
-from fdjax_models.networks.umt5.tokenizer import TokenizedPrompts
 from tests import golden
 from tests.networks.umt5 import tiny
 

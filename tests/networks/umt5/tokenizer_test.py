@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from fdjax_models.networks import prompts
 from fdjax_models.networks.umt5 import tokenizer as lib
 from tests.networks.umt5 import tiny
 
@@ -120,7 +121,7 @@ def test_bytes_stay_inside_the_vocabulary():
 def test_a_folder_of_the_hub_is_its_tokenizer(monkeypatch, revision):
     asked = []
     monkeypatch.setattr(
-        lib.fetch, "fetch_file", lambda source, what: asked.append(source)
+        prompts.fetch, "fetch_file", lambda source, what: asked.append(source)
     )
     start = "hf://owner/repo" + (f"@{revision}" if revision else "")
     for path in ("/tokenizer", "", "/tokenizer/tokenizer.json"):

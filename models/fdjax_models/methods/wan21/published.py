@@ -5,9 +5,10 @@ import dataclasses
 from fdjax_models.networks.clip import ClipImageEncoderConfig
 from fdjax_models.networks.taehv.decoder import LIGHTTAE
 from fdjax_models.networks.umt5 import Umt5TextEncoderConfig
-from fdjax_models.networks.wan_vae.vae import WAN21_VAE_DECODER, WAN21_VAE_ENCODER
+from fdjax_models.networks.wan_vae import vae
 
 _VAE = "hf://lightx2v/Autoencoders/Wan2.1_VAE.pth"
+_LIGHTVAE = "hf://lightx2v/Autoencoders/lightvaew2_1.pth"
 _T2V = "hf://Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 _I2V = "hf://Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"
 
@@ -22,11 +23,17 @@ CLIP_VIT_H = ClipImageEncoderConfig(
 )
 """The image encoder of Wan 2.1 I2V."""
 
-VAE_DECODER = dataclasses.replace(WAN21_VAE_DECODER, checkpoint_path=_VAE)
+VAE_DECODER = dataclasses.replace(vae.WAN21_VAE_DECODER, checkpoint_path=_VAE)
 """Decoder of the Wan 2.1 VAE."""
 
-VAE_ENCODER = dataclasses.replace(WAN21_VAE_ENCODER, checkpoint_path=_VAE)
+VAE_ENCODER = dataclasses.replace(vae.WAN21_VAE_ENCODER, checkpoint_path=_VAE)
 """Encoder of the Wan 2.1 VAE."""
+
+LIGHTVAE_DECODER = dataclasses.replace(vae.LIGHTVAE_DECODER, checkpoint_path=_LIGHTVAE)
+"""Decoder of the pruned Wan 2.1 VAE."""
+
+LIGHTVAE_ENCODER = dataclasses.replace(vae.LIGHTVAE_ENCODER, checkpoint_path=_LIGHTVAE)
+"""Encoder of the pruned Wan 2.1 VAE."""
 
 LIGHTTAE_DECODER = dataclasses.replace(
     LIGHTTAE, checkpoint_path="hf://lightx2v/Autoencoders/lighttaew2_1.pth"

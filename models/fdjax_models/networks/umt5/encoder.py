@@ -12,9 +12,9 @@ from fdjax.axes import Array, Params
 from fdjax.config import DTypeName
 from fdjax.contract.conditioner import TextEncoder, TextEncoderConfig
 from fdjax.nn.random_params import random_params
+from fdjax_models.networks.prompts import TokenizedPrompts, check_vocabulary
 from fdjax_models.networks.umt5.model import Umt5Encoder
 from fdjax_models.networks.umt5.tokenizer import (
-    TokenizedPrompts,
     byte_tokenizer,
     load_tokenizer,
     tokenize_prompts,
@@ -78,12 +78,8 @@ class Umt5TextEncoder(TextEncoder):
         tokens = tokenize_prompts(
             text, to_ids=self._to_ids, max_length=self.config.max_length
         )
-        if (highest := int(tokens.token_ids.max())) >= self.config.vocab_size:
-            raise ValueError(
-                f"{self.config.tokenizer_path} gives token id {highest}; the encoder's "
-                f"vocabulary has {self.config.vocab_size} rows. They belong to "
-                "different models."
-            )
+        config = self.config
+        check_vocabulary(tokens, config.vocab_size, config.tokenizer_path)
         return tokens
 
     def encode(self, params: Params, text: Sequence[str]) -> Array:

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from fdjax.nn.norms import RMSNorm
+
 
 def relative_position_buckets(
     length: int, num_buckets: int = 32, max_distance: int = 128
@@ -48,36 +50,6 @@ def relative_position_buckets(
     far = np.minimum(exact + growth.astype(np.int64), half - 1)
     buckets = np.where(distance < exact, distance, far) + half * (offset > 0)
     return buckets.astype(np.int32)
-
-
-class RMSNorm(nn.Module):
-    """Scales rows to unit root mean square, then by a learned weight.
-
-    Statistics are float32; the normalised row is rounded to `dtype` before it meets the
-    weight, as in T5 (`UMT5LayerNorm` of transformers' modeling_umt5.py).
-
-    Attributes:
-        dtype: Type of the result.
-        param_dtype: Type of the weight.
-        epsilon: Added to the mean square.
-    """
-
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
-    epsilon: float = 1e-6
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises the last axis of `x`: dtype[..., M] -> dtype[..., M]."""
-        scale = self.param(
-            "scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype
-        )
-        wide = x.astype(jnp.float32)
-        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        normalised = (wide * jax.lax.rsqrt(mean_square + self.epsilon)).astype(
-            self.dtype
-        )
-        return normalised * scale.astype(self.dtype)
 
 
 def _dense(

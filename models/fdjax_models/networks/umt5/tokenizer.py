@@ -1,34 +1,16 @@
 """From prompts to padded token ids, as the Wan models were trained to read them."""
 
-import dataclasses
 import html
-import os
 import pathlib
 import re
-import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
-import numpy as np
+from fdjax_models.networks import prompts
+from fdjax_models.networks.prompts import TokenizedPrompts
 
-from fdjax.checkpoint import address, fetch
-
-_NAME = "tokenizer.json"
 _PAD = "<pad>"
 _END = "</s>"
 _FIRST_BYTE_ID = 4  # after <pad> </s> <s> <unk>
-
-
-class TokenizedPrompts(NamedTuple):
-    """A padded batch of prompts.
-
-    Attributes:
-        token_ids: Ids, the end mark after the last token, then padding.  int32[B, P].
-        lengths: Number of tokens of each prompt, the end mark included.  int32[B].
-    """
-
-    token_ids: np.ndarray
-    lengths: np.ndarray
 
 
 def clean_prompt(text: str) -> str:
@@ -60,40 +42,14 @@ def load_tokenizer(path: str | pathlib.Path) -> Callable[[str], list[int]]:
         FileNotFoundError: There is no such file.
         ValueError: It cannot be read, or is not a tokenizer of the T5 family.
     """
-    import tokenizers
-
-    local = address.local_path(path)
-    if local is None:
-        file = fetch.fetch_file(_in_folder(os.fspath(path)), what="tokenizer")
-    else:
-        file = local / _NAME if os.path.isdir(local) else local
-        if not os.path.isfile(file):
-            raise FileNotFoundError(_missing(file))
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the package raises bare Exceptions
-        raise ValueError(f"{file} is not a readable tokenizer.json: {error}") from error
+    file, tokenizer = prompts.read_tokenizer(path, missing=_missing)
     end = tokenizer.token_to_id(_END)
     if end is None or tokenizer.token_to_id(_PAD) != 0:
         raise ValueError(
             f"{file} must hold a T5 tokenizer, with {_PAD} as id 0 and an end mark "
             f"{_END}; it has {tokenizer.token_to_id(_PAD)} and {end}."
         )
-    # The file may ask for a truncation of its own, which would hide the true length.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     return lambda text: [*tokenizer.encode(text, add_special_tokens=False).ids, end]
-
-
-def _in_folder(source: str) -> str:
-    """The address of the file, given a remote folder's."""
-    named = address.parse(source)
-    if (
-        not isinstance(named, address.HubAddress)
-        or "." in pathlib.Path(named.path).name
-    ):
-        return source
-    return dataclasses.replace(named, path=f"{named.path}/{_NAME}".lstrip("/")).text
 
 
 def _missing(file: pathlib.Path) -> str:
@@ -144,23 +100,11 @@ def tokenize_prompts(
     Raises:
         ValueError: `texts` is empty, is itself a string, or holds something else.
     """
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"text must be a sequence of strings, got {texts!r}.")
-    if not texts:
-        raise ValueError("text must hold at least one prompt, got none.")
-    # [B, P]; zero is padding: `load_tokenizer` refuses a file where it is not.
-    token_ids = np.zeros((len(texts), max_length), np.int32)
-    lengths = np.zeros(len(texts), np.int32)
-    for row, text in enumerate(texts):
-        ids = to_ids(clean_prompt(text))
-        if len(ids) > max_length:
-            warnings.warn(
-                f"The prompt {text[:40]!r}… has {len(ids)} tokens; the text encoder "
-                f"reads {max_length}, so the last {len(ids) - max_length} are ignored.",
-                stacklevel=2,
-            )
-            # The end mark stays, as in transformers' truncation.
-            ids = [*ids[: max_length - 1], ids[-1]]
-        token_ids[row, : len(ids)] = ids
-        lengths[row] = len(ids)
-    return TokenizedPrompts(token_ids, lengths)
+    return prompts.pad_prompts(
+        texts,
+        to_ids=lambda text: to_ids(clean_prompt(text)),
+        max_length=max_length,
+        # Zero is padding: `load_tokenizer` refuses a file where it is not.
+        pad_id=0,
+        keep_end=True,  # as in transformers' truncation
+    )

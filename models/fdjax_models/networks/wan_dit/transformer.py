@@ -8,6 +8,7 @@ import jax
 
 from fdjax.attention.rope import Rope3D
 from fdjax.axes import Array, Params
+from fdjax.config import DTypeName
 from fdjax.contract.conditioner import Conditions
 from fdjax.contract.transformer import TransformerConfig
 from fdjax.streaming.attention import SelfAttentionFn
@@ -183,6 +184,10 @@ class WanTransformerConfig(TransformerConfig):
     """The key/value cache is padded to a multiple of this many tokens; None: 128 on a
     GPU, where attention gains from it, else 1."""
 
+    kv_dtype: DTypeName | None = None
+    """Dtype of the key/value cache; None: that of the network. "float8_e4m3fn" halves
+    its memory, and attention runs in 8 bits, faster on a Hopper GPU."""
+
     def __post_init__(self) -> None:
         # Made here once, so that sizes which cannot work together are refused early.
         _ = self.layout
@@ -231,4 +236,5 @@ class WanTransformerConfig(TransformerConfig):
             cache_relative=not self.apply_rope_before_kvcache,
             guidance_scale=self.guidance_scale,
             slot_multiple=self.slot_multiple,
+            kv_dtype=self.kv_dtype,
         )
