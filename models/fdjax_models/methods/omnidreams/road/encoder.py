@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fdjax.axes import Array, Params, PyTree
+from fdjax.contract.component import ParametricComponent
 from fdjax.contract.conditioner import Conditions
 from fdjax.contract.encoder import EncoderConfig, StreamingEncoder
 from fdjax_models.methods.omnidreams.road import vehicle
@@ -49,10 +50,9 @@ class DriveEncoder(StreamingEncoder):
         return self.config.hdmap.setup()
 
     @property
-    def params_owner(self) -> StreamingEncoder:
+    def params_owner(self) -> ParametricComponent:
         """Whoever owns the HD-map encoder's parameters."""
-        owner: StreamingEncoder = self.hdmap.params_owner
-        return owner
+        return self.hdmap.params_owner
 
     def init_params(self, key: jax.Array) -> Params:
         """Random parameters of the HD-map encoder."""

@@ -156,8 +156,8 @@ def _corner(world: World, street: Array, row: Array) -> list[Boxes]:
     long = half_width(world, row, ALONG_U) + 1.0
     across = street * BLOCK + sides[:, 0] * wide
     along = row * BLOCK + sides[:, 1] * long
-    point, zero = (across, along), np.zeros(4, int)
-    there = np.ones(4, bool)
+    point, zero = (across, along), jnp.zeros(4, int)
+    there = jnp.ones(4, bool)
     signs = (across, along + 0.4 * sides[:, 1])
     lit = chance(world.seed, street * 517 + row, 401) < 0.75
     return [
