@@ -137,7 +137,7 @@ def recorded(
         len_t: Latent frames of a chunk.
         num_chunks: How many are wanted; no more is read.
         resample: Bring other sizes and rates to what is wanted: bilinear, and the
-            nearest frame.
+            frame that is shown at each time.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -180,7 +180,7 @@ def _video(
     if not same_rate and not resample:
         raise ValueError(
             f"hdmap {path} must have {fps} frames a second, it has {rate:g}; set fps "
-            "to that, or resample_hdmap to take the nearest frames."
+            "to that, or resample_hdmap to repeat or drop frames."
         )
     step = 1.0 if same_rate else rate / fps
     frames = media.read_video(path, max_frames=math.ceil(num_wanted * step))
@@ -192,8 +192,9 @@ def _video(
             "resample_hdmap to resize it."
         )
     if not same_rate:
-        count = int((len(frames) - 1) / step) + 1
-        frames = frames[np.rint(np.arange(count) * step).astype(int)]
+        # The frame that is shown at each time; round-off must not take the one before.
+        shown = np.floor(np.arange(round(len(frames) / step)) * step + 1e-6)
+        frames = frames[np.minimum(shown.astype(int), len(frames) - 1)]
     return media.resize(frames[:num_wanted], *size)
 
 
