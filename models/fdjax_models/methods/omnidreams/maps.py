@@ -226,3 +226,23 @@ def first_frames(
         resized = media.resize(picture, *size)
         pictures.append(media.from_uint8(resized, ml_dtypes.bfloat16))
     return np.stack(pictures).astype(np.float32)[None]
+
+
+def stand_in(hdmap: np.ndarray) -> np.ndarray:
+    """A first frame for whoever has none: the map over a grey road and a pale sky.
+
+    Args:
+        hdmap: In [-1, 1].  float32[..., H, W, 3].
+
+    Returns:
+        In [-1, 1].  float32[..., H, W, 3].
+    """
+    height = hdmap.shape[-3]
+    row = (np.arange(height) + 0.5)[:, None, None] / height
+    sky = np.array([-0.1, 0.15, 0.4]) + 0.9 * row
+    road = np.array([-0.45, -0.45, -0.42]) - 0.15 * row
+    # The front camera looks down by 4 degrees: its horizon is above the middle.
+    place = np.where(row < 0.45, sky, road)
+    is_empty = (hdmap <= -1).all(-1, keepdims=True)
+    mixed = 0.4 * hdmap + 0.6 * place
+    return np.where(is_empty, place, mixed).astype(np.float32)
