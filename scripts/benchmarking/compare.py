@@ -97,7 +97,7 @@ def _write_weights(
         component = pipeline.components.get(name)
         if component is None:
             continue
-        kind = component.architecture
+        kind = component.params_owner.architecture
         (layout,) = (x for x in layouts(kind) if x.name == LAYOUTS[kind])
         weights = to_torch(params[name], layout.rules)
         safetensors.numpy.save_file(weights, folder / WEIGHTS[name])

@@ -45,8 +45,8 @@ def pipeline_config(
     changes: dict[str, Any] = {"diffusion_model": {"transformer": {"network": network}}}
     config = derive_config(config, **changes)
     if follows_map(config):
-        part = dataclasses.replace(config.encoder.encoder, dtype=dtype)
-        config = derive_config(config, encoder={"encoder": part})
+        part = dataclasses.replace(config.encoder.hdmap.encoder, dtype=dtype)
+        config = derive_config(config, encoder={"hdmap": {"encoder": part}})
     if config.decoder is not None:
         part = dataclasses.replace(config.decoder, dtype=dtype)
         config = dataclasses.replace(config, decoder=part)
@@ -54,10 +54,10 @@ def pipeline_config(
 
 
 def follows_map(config: Any) -> bool:
-    """Whether an HD-map video is the input of each chunk."""
-    from fdjax_models.networks.hdmap.vae_encoder import HdMapVaeEncoderConfig
+    """Whether an HD-map video is the input of each chunk, and its VAE known."""
+    from fdjax_models.methods.omnidreams.encoder import MapEncoderConfig
 
-    return isinstance(config.encoder, HdMapVaeEncoderConfig)
+    return isinstance(config.encoder, MapEncoderConfig)
 
 
 def reference_worker(config: Any) -> str:
@@ -204,5 +204,5 @@ def _cosmos_spec(config: Any) -> dict[str, Any]:
         "context_noise": model.context_noise,
         "text_shape": [network.text_len, network.text_dim],
         # Its pruned VAE has a quarter of the base width.
-        "vae_base_dim": 4 * config.encoder.encoder.widths[0],
+        "vae_base_dim": 4 * config.encoder.hdmap.encoder.widths[0],
     }

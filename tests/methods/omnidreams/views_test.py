@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fdjax import testing
+from fdjax_models.methods.omnidreams.encoder import side_by_side
 from fdjax_models.methods.omnidreams.views import (
     ViewsConditionerConfig,
     ViewsDecoderConfig,
@@ -82,11 +83,11 @@ def test_views_are_decoded_apart():
     views = ViewsDecoderConfig(decoder=decoder, cameras=("left", "right")).setup()
     params = views.init_params(jax.random.key(0))
     latents = jax.random.normal(jax.random.key(2), (2, 2, 3, 2, 3, 16))
-    cache = views.initialize_cache(params, 2, 2, 3)
+    cache = views.initialize_cache(params, 2, 2, 2 * 3)
     alone = views.decoder.initialize_cache(params, 1, 2, 3)
     decode, decode_one = jax.jit(views.decode), jax.jit(views.decoder.decode)
     for part in (latents[:, :, :1], latents[:, :, 1:]):
-        cache, video = decode(params, cache, part)
+        cache, video = decode(params, cache, side_by_side(part))
         alone, expected = decode_one(params, alone, part[1:, 1])
         assert list(video) == ["left", "right"]
         np.testing.assert_allclose(video["right"][1:], expected, atol=TOLERANCE)

@@ -8,14 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from fdjax.axes import Params, PyTree
 from fdjax.config import derive_config
+from fdjax.contract.conditioner import Conditions
 from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
 from fdjax.run.inputs import LazySequence, RunnerInputs
 from fdjax.run.keys import controls_text
 from fdjax.run.runner import Runner, RunnerConfig
-from fdjax_models.methods.omnidreams import maps
+from fdjax_models.methods.omnidreams import maps, tiny
 from fdjax_models.methods.omnidreams.road import driver
-from fdjax_models.methods.omnidreams.road.camera import CAMERAS
+from fdjax_models.methods.omnidreams.road.camera import CAMERAS, FRONT
 from fdjax_models.methods.omnidreams.road.world import make_world
 from fdjax_models.networks.hdmap.video import PIXELS_PER_LATENT
 
@@ -134,6 +136,17 @@ class OmniDreamsRunner(Runner):
         # [1, V, T, H, W, 3] -> [1, V, H, W, 3]
         return maps.stand_in(np.asarray(jax.device_get(found.chunk(0)))[:, :, 0])
 
+    def _initialize_cache(self, params: Params, conditions: Conditions) -> PyTree:
+        config = self.config
+        return self.pipeline.initialize_cache(
+            params,
+            conditions=conditions,
+            pixel_height=config.pixel_height,
+            # Views lie side by side.
+            pixel_width=config.pixel_width * len(config.cameras),
+            key=None if config.seed is None else jax.random.key(config.seed),
+        )
+
     def _check_size(self) -> None:
         transformer: Any = self.config.pipeline.diffusion_model.transformer
         _, *patch = transformer.network.patch_size
@@ -179,8 +192,8 @@ class OmniDreamsRunnerConfig(RunnerConfig):
     world_seed: int = 0
     """Which made-up world."""
 
-    cameras: tuple[str, ...]
-    """Names of the cameras, one per view, in the network's order."""
+    cameras: tuple[str, ...] = (FRONT,)
+    """Names of the cameras, one per view."""
 
     view_prompts: tuple[str, ...] = ()
     """One prompt per camera, in place of `prompt` for all."""
@@ -204,7 +217,7 @@ class OmniDreamsRunnerConfig(RunnerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         transformer: Any = self.pipeline.diffusion_model.transformer
-        views = transformer.num_views
+        views = len(transformer.cameras)
         if unknown := [name for name in self.cameras if name not in CAMERAS]:
             raise ValueError(
                 f"cameras must be some of {', '.join(CAMERAS)}; got "
@@ -215,11 +228,30 @@ class OmniDreamsRunnerConfig(RunnerConfig):
                 f"cameras must name {views} different cameras, one per view of the "
                 f"pipeline, got {', '.join(self.cameras) or 'none'}."
             )
+        names = tuple(map(list(CAMERAS).index, self.cameras))
+        if views > 1 and names != transformer.cameras:
+            raise ValueError(
+                f"cameras are {', '.join(self.cameras)}, numbers {names} of the "
+                "network's vocabulary, but the pipeline's transformer has "
+                f"{transformer.cameras}; `with_cameras` makes a pipeline of others."
+            )
         if len(self.view_prompts) not in (0, views):
             raise ValueError(
                 f"view_prompts must hold {views} prompts, one per camera, got "
                 f"{len(self.view_prompts)}."
             )
+
+    def tiny(self) -> RunnerConfig:
+        """The same path through small networks, along the example's street."""
+        return derive_config(
+            super().tiny(),
+            pipeline=tiny.changes(self.pipeline),
+            pixel_height=tiny.HEIGHT,
+            pixel_width=tiny.WIDTH,
+            hdmap=(),
+            controls="",
+            example=True,
+        )
 
     @property
     def resolved_pipeline(self) -> StreamInferencePipelineConfig:

@@ -21,6 +21,7 @@ from fdjax.contract.conditioner import (
 )
 from fdjax.contract.decoder import DecoderConfig, StreamingDecoder
 from fdjax.engine.conditioner import check_image, check_prompts
+from fdjax_models.methods.omnidreams.encoder import apart
 from fdjax_models.networks.hdmap.image_encoder import FirstFrameEncoderConfig
 
 _TEXT, _IMAGE = "text_encoder", "image_encoder"
@@ -169,8 +170,10 @@ class ViewsDecoder(StreamingDecoder):
         self, params: Params, batch_size: int, height: int, width: int
     ) -> PyTree:
         """The state before the first chunk; in every array V stands behind B."""
-        cache = self.decoder.initialize_cache(params, batch_size, height, width)
         views = len(self.config.cameras)
+        cache = self.decoder.initialize_cache(
+            params, batch_size, height, width // views
+        )
         return jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], views, 1), cache)
 
     def decode(
@@ -181,12 +184,15 @@ class ViewsDecoder(StreamingDecoder):
         Args:
             params: Weights.
             cache: From `initialize_cache`, or from the call before.
-            latent: Clean chunk, normalised.  float[B, V, T, H, W, C].
+            latent: Clean chunk, normalised, the views side by side.
+                float[B, T, H, V W, C].
 
         Returns:
             The new state, and float32[B, T', H', W', 3] in [-1, 1] by camera.
         """
         decode = functools.partial(self.decoder.decode, params)
+        # [B, T, H, V W, C] -> [B, V, T, H, W, C]
+        latent = apart(latent, len(self.config.cameras))
         cache, video = jax.vmap(decode, in_axes=1, out_axes=1)(cache, latent)
         views = {name: video[:, n] for n, name in enumerate(self.config.cameras)}
         return cache, views

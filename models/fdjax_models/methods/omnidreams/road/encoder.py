@@ -26,7 +26,7 @@ class DriveCache:
         ego: The car of each session.
         hdmap: State of the HD-map encoder.
         started: Zeros after the first chunk, int32[B]; None before it.
-        size: Height and width of the latents.
+        size: Height and width of the latents, of all views side by side.
     """
 
     ego: vehicle.Ego
@@ -61,7 +61,10 @@ class DriveEncoder(StreamingEncoder):
     def initialize_cache(
         self, params: Params, conditions: Conditions, height: int, width: int
     ) -> DriveCache:
-        """The state before the first chunk, for latents of `height` x `width`."""
+        """The state before the first chunk, for latents of `height` x `width`.
+
+        The width is that of all views side by side.
+        """
         world = make_world(self.config.world_seed)
         return DriveCache(
             ego=start(world, conditions.batch_size),
@@ -123,7 +126,7 @@ class DriveEncoder(StreamingEncoder):
                 states,
                 cameras=self.config.cameras,
                 height=cache.size[0] * side,
-                width=cache.size[1] * side,
+                width=cache.size[1] * side // len(self.config.cameras),
             )
 
         # [B, V, T, H, W, 3]
