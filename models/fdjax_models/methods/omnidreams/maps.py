@@ -13,7 +13,7 @@ import numpy as np
 
 from fdjax.run import media
 from fdjax_models.methods.omnidreams.road import driver, vehicle
-from fdjax_models.methods.omnidreams.road.rendering import render_frames
+from fdjax_models.methods.omnidreams.road.rendering import render, render_frames
 from fdjax_models.methods.omnidreams.road.world import World, start
 from fdjax_models.networks.hdmap.video import num_frames
 
@@ -51,8 +51,11 @@ class RecordedMaps:
 
         Rounded to bfloat16, in which the reference reads them.
         """
-        frames = self.pixels[None, :, frames_of(index, self.len_t)]
-        return media.from_uint8(frames, ml_dtypes.bfloat16).astype(np.float32)
+        return _in_range(self.pixels[None, :, frames_of(index, self.len_t)])
+
+    def start(self) -> np.ndarray:
+        """The maps at the start, float32[1, V, H, W, 3] in [-1, 1]."""
+        return _in_range(self.pixels[None, :, 0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +90,20 @@ class DrawnMaps:
             self.world, states, cameras=self.cameras, height=height, width=width
         )
         return maps[None]
+
+    def start(self) -> np.ndarray:
+        """The maps at the start, float32[1, V, H, W, 3] in [-1, 1]."""
+        first = jax.tree.map(lambda leaf: leaf[0], self.states)
+        size = {"height": self.size[0], "width": self.size[1]}
+        views = [
+            render(self.world, first, camera=name, **size) for name in self.cameras
+        ]
+        return np.stack([np.asarray(view) for view in views])[None]
+
+
+def _in_range(pixels: np.ndarray) -> np.ndarray:
+    """Bytes as float32 in [-1, 1], rounded as the reference rounds them."""
+    return media.from_uint8(pixels, ml_dtypes.bfloat16).astype(np.float32)
 
 
 def drawn(
@@ -224,8 +241,8 @@ def first_frames(
                 f"{width}; crop it, or set resample_hdmap to squeeze it."
             )
         resized = media.resize(picture, *size)
-        pictures.append(media.from_uint8(resized, ml_dtypes.bfloat16))
-    return np.stack(pictures).astype(np.float32)[None]
+        pictures.append(_in_range(resized))
+    return np.stack(pictures)[None]
 
 
 def stand_in(hdmap: np.ndarray) -> np.ndarray:

@@ -133,8 +133,7 @@ class OmniDreamsRunner(Runner):
                 f"{config.runner_name} starts from a first frame: set image to a file "
                 "or a URL for each camera."
             )
-        # [1, V, T, H, W, 3] -> [1, V, H, W, 3]
-        return maps.stand_in(np.asarray(jax.device_get(found.chunk(0)))[:, :, 0])
+        return maps.stand_in(found.start())
 
     def _initialize_cache(self, params: Params, conditions: Conditions) -> PyTree:
         config = self.config
