@@ -12,6 +12,7 @@ from fdjax.checkpoint import param_shapes
 from fdjax.config import derive_config
 from fdjax.contract.conditioner import Conditions
 from fdjax.run import media
+from fdjax.testing import behaviour, contract
 from fdjax_models.methods.omnidreams.config import (
     FOUR_CAMERAS,
     RUNNER_CONFIGS,
@@ -95,9 +96,14 @@ def test_a_recorded_map_is_followed_and_shown_above(tmp_path):
 
 def test_every_view_has_a_file(tmp_path):
     cameras = FOUR_CAMERAS[:2]
+    paths = [
+        write_video(tmp_path / f"{name}.mp4", 13, (HEIGHT, WIDTH)) for name in cameras
+    ]
+    maps = {"hdmap": tuple(map(str, paths)), "example": False}
     config = tiny(MV, tmp_path, total_blocks=1)
     fields = {field.name: getattr(config, field.name) for field in _fields(config)}
-    fields |= {"cameras": cameras, "pipeline": with_cameras(config.pipeline, cameras)}
+    fields |= maps | {"cameras": cameras}
+    fields["pipeline"] = with_cameras(config.pipeline, cameras)
     result = type(config)(**fields).setup().run()
     stem = f"{MV}-random-weights"
     names = [f"{stem}.{name}.mp4" for name in (*sorted(cameras), "comparison")]
@@ -206,12 +212,12 @@ CHECKS = [check for check in testing.CHECKS if check.__name__ != "check_without_
 case = functools.cache(_case)
 
 
-FEW = [
-    check
-    for check in CHECKS
-    if check.__name__
-    in ("check_structure", "check_donate", "check_history", "check_sessions")
-]
+# What differs from the first: tree of outputs, what is committed, what comes in.
+OTHERS = {
+    "views": (MV, False, contract.check_sessions),
+    "fast": (PERF, False, behaviour.check_history),
+    "driven": (FOLDED, True, behaviour.check_encoder_state),
+}
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -219,11 +225,7 @@ def test_contract(check):
     check(case(FOLDED))
 
 
-@pytest.mark.parametrize("check", FEW, ids=lambda check: check.__name__)
-@pytest.mark.parametrize(
-    ("slug", "driven"), [(MV, False), (PERF, False), (FOLDED, True)]
-)
-def test_contract_of_views_of_the_fast_preset_and_of_a_driven_world(
-    slug, driven, check
-):
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_other_pipelines_have_of_their_own(name):
+    slug, driven, check = OTHERS[name]
     check(case(slug, driven))
