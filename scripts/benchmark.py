@@ -1,4 +1,4 @@
-"""Times a text-to-video method on this machine, and the PyTorch reference beside it.
+"""Times a method on this machine, and the PyTorch reference beside it.
 
     python scripts/benchmark.py --output_dir outputs/benchmark \
         --method self-forcing-wan2.1-t2v-1.3b --decoder taehv,wan_vae --reference
@@ -26,7 +26,7 @@ _OUTPUT_DIR = flags.DEFINE_string("output_dir", "outputs/benchmark", "Results.")
 _METHOD = flags.DEFINE_string(
     "method",
     "self-forcing-wan2.1-t2v-1.3b",
-    "Slug of a method: text to video, or steered by a camera.",
+    "Slug of a method: text to video, or steered by a camera or an HD map.",
 )
 _HEIGHT = flags.DEFINE_integer("pixel_height", 480, "Pixels.", lower_bound=16)
 _WIDTH = flags.DEFINE_integer("pixel_width", 832, "Pixels.", lower_bound=16)

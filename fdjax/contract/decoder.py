@@ -40,7 +40,7 @@ class StreamingDecoder(ParametricComponent):
     @abc.abstractmethod
     def decode(
         self, params: Params, cache: PyTree, latent: Array
-    ) -> tuple[PyTree, Array]:
+    ) -> tuple[PyTree, PyTree]:
         """The state after this chunk, and its video.
 
         Args:
@@ -49,7 +49,8 @@ class StreamingDecoder(ParametricComponent):
             latent: Clean chunk.  float32[B, T, H, W, C].
 
         Returns:
-            The new state, and video in `video_range`, float[B, T', H', W', 3].
+            The new state, and video in `video_range`, float[B, T', H', W', 3]; or a
+            tree of such, one per view.
         """
 
     def num_output_frames(self, num_latents: int, first: bool) -> int:

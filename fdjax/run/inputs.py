@@ -27,6 +27,9 @@ class RunnerInputs:
             keys that were held: `label(chunk, frame)`, both in the session's count.
         pictures: More pictures for the folder, uint8[H, W, 3], by what they show: the
             file is `<name>.<what>.png`.
+        above: What the video follows, such as its HD map: `above(chunk)`, in the
+            session's count, gives one float[B, T, H, W, 3] in [-1, 1] per view, and
+            `<name>.comparison.mp4` shows it above the video.
         extra: Whatever else the method's `encode_conditions` needs.
     """
 
@@ -36,6 +39,7 @@ class RunnerInputs:
     controls: Sequence[PyTree] | None = None
     label: Callable[[int, int], str] | None = None
     pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    above: Callable[[int], Sequence[ArrayLike]] | None = None
     extra: Any = None
 
 

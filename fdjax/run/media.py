@@ -170,6 +170,27 @@ def read_video(path: str | pathlib.Path, max_frames: int | None = None) -> np.nd
     return video if matrix is None else _shown(video, matrix)
 
 
+def read_frame_rate(path: str | pathlib.Path) -> float:
+    """Frames per second of a video file, as it says itself.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no video that can be read, or does not say.
+    """
+    import av
+
+    path = fetch.fetch_file(path, what="video").absolute()
+    try:
+        with av.open(str(path)) as file:
+            rate = file.streams.video[0].average_rate
+    except (OSError, ValueError, IndexError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "it has no frames"
+        raise ValueError(f"video file {path} cannot be read: {reason}.") from None
+    if not rate:
+        raise ValueError(f"video file {path} does not say its frame rate.")
+    return float(rate)
+
+
 def _display_matrix(frame: Any) -> bytes | None:
     """How a frame is to be turned when it is shown; None: not at all."""
     try:

@@ -6,11 +6,12 @@ import functools
 import math
 import operator
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from fdjax.axes import Array, PyTree
 from fdjax.run import media, writer
@@ -95,9 +96,11 @@ class OutputWriter:
         fps: Frames per second of videos.
         metadata: Tags of videos.
         on_chunk: Is told of the first part's chunks when they are on the host.
+        above: What a chunk's video is compared with; see `RunnerInputs.above`.
+        first: Index of the first chunk in the session.
 
     Attributes:
-        paths: The files, in the order of `parts`.
+        paths: The files, in the order of `parts`; the comparison is the last.
     """
 
     def __init__(
@@ -109,8 +112,11 @@ class OutputWriter:
         fps: int,
         metadata: dict[str, str],
         on_chunk: writer.ChunkListener,
+        above: Callable[[int], Sequence[ArrayLike]] | None = None,
+        first: int = 0,
     ):
         self.paths: list[pathlib.Path] = []
+        self._above, self._index = above, first
         self._path, self._arrangement, self._decoded = path, arrangement, decoded
         self._fps, self._metadata, self._on_chunk = fps, metadata, on_chunk
         self._writers: list[tuple[Part, writer.ChunkWriter]] = []
@@ -122,7 +128,16 @@ class OutputWriter:
             self._open(chunk)
         leaves = jax.tree.leaves(chunk)
         # Made bytes on the device: a quarter of float32 goes to the host.
-        pixels = [media.to_uint8(x) if self._is_video(x) else x for x in leaves]
+        is_video = [self._is_video(x) for x in leaves]
+        pixels = [
+            media.to_uint8(x) if video else x
+            for x, video in zip(leaves, is_video, strict=True)
+        ]
+        if self._above is not None:
+            maps = [media.to_uint8(jnp.asarray(x)) for x in self._above(self._index)]
+            videos = [x for x, video in zip(pixels, is_video, strict=True) if video]
+            pixels.append(_stack(_tile(maps), _tile(videos)))
+        self._index += 1
         for part, file in self._writers:
             file.write(part.pick(pixels), keep)
 
@@ -143,7 +158,10 @@ class OutputWriter:
 
     def _open(self, chunk: PyTree) -> None:
         """Makes the writers for outputs like this one."""
-        for part in parts(chunk, self._arrangement, decoded=self._decoded):
+        found = parts(chunk, self._arrangement, decoded=self._decoded)
+        if self._above is not None:
+            found.append(Part("comparison", True, operator.itemgetter(-1)))
+        for part in found:
             suffix = ".mp4" if part.is_video else ".npy"
             path = self._path.with_name(_join(self._path.stem, part.name) + suffix)
             listener = None if self._writers else self._on_chunk
@@ -188,6 +206,12 @@ def _tile(views: list[Array]) -> Array:
     # [T, rows, H, columns, W, 3]
     grid = grid.transpose(2, 0, 3, 1, 4, 5)
     return grid.reshape(length, rows * height, columns * width, 3)
+
+
+@jax.jit
+def _stack(above: Array, below: Array) -> Array:
+    """Two videos uint8[T, H, W, 3] of one size as one, uint8[T, 2 H, W, 3]."""
+    return jnp.concatenate([above, below], axis=1)
 
 
 def _join(*names: str) -> str:

@@ -61,6 +61,7 @@ class RunReport:
 
     Attributes:
         num_chunks: How many the run is to make.
+        first: Index of its first chunk in the session.
         num_frames: Frames that arrived on the host so far.
         stages: Stage times of each chunk, filled by a runner that profiles.
         nonfinite: The stage at fault, by chunk of the run, of chunks that are NaN or
@@ -86,7 +87,7 @@ class RunReport:
         name: str,
         first: int = 0,
     ):
-        self._config, self._first, self._label = config, first, inputs.label
+        self._config, self.first, self._label = config, first, inputs.label
         self._pictures = dict(inputs.pictures)
         self.num_chunks = num_chunks
         self.num_frames = 0
@@ -164,7 +165,7 @@ class RunReport:
         return chunks
 
     def _chunk(self, index: int, values: dict[str, Any]) -> dict[str, Any]:
-        chunk = {"autoregressive_index": self._first + index, **values}
+        chunk = {"autoregressive_index": self.first + index, **values}
         if index in self.nonfinite:
             chunk["nonfinite"] = self.nonfinite[index]
         if self._config.random_weights:
@@ -176,7 +177,7 @@ class RunReport:
         rest = number
         for index, arrival in enumerate(self._arrivals):
             if rest < arrival["frames"] and self._label is not None:
-                held = self._label(self._first + index, int(rest))
+                held = self._label(self.first + index, int(rest))
                 return f"{number} {held}".rstrip()
             rest -= int(arrival["frames"])
         return str(number)
@@ -227,7 +228,7 @@ class RunReport:
         """What is wrong with the first chunk that is not finite."""
         index = min(self.nonfinite)
         return (
-            f"chunk {self._first + index} is NaN or infinite, and the first stage that "
+            f"chunk {self.first + index} is NaN or infinite, and the first stage that "
             f"gave it is {self.nonfinite[index]!r}. Check weights and dtypes; "
             f"--allow_nonfinite goes on. {self.outcome()}"
         )

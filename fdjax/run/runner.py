@@ -152,7 +152,8 @@ class Runner(Component):
 
         Files in `output_dir`, each of which appears whole or not at all: the video
         `<name>.mp4` (of several views or sessions `<name>.<view>.session<n>.mp4`; an
-        array that is no video `<name>.<key>.npy`), a contact sheet `<name>.png`,
+        array that is no video `<name>.<key>.npy`; what it follows, above it, is
+        `<name>.comparison.mp4`), a contact sheet `<name>.png`,
         `stats_<name>.json`, `<name>.config.json`, from which the run can be repeated,
         and with `save_session` `<name>.session`, from which it can be extended. The
         second run in a directory is `<name>-2`, and so on. With random weights the
@@ -279,7 +280,7 @@ class Runner(Component):
     ) -> RunnerResult:
         """Streams, and writes what there is however that ends."""
         config = self.config
-        writer = self._writer(report)
+        writer = self._writer(report, inputs)
         watch = finite.FiniteWatch(stats.Profiler() if config.profile else None)
         interrupted = False
         try:
@@ -393,7 +394,9 @@ class Runner(Component):
         if self.config.progress is not False:
             _log.info(text, *values)
 
-    def _writer(self, report: RunReport) -> "NullWriter | OutputWriter":
+    def _writer(
+        self, report: RunReport, inputs: RunnerInputs
+    ) -> "NullWriter | OutputWriter":
         if jax.process_index() != 0:
             return NullWriter()
         return OutputWriter(
@@ -403,6 +406,8 @@ class Runner(Component):
             fps=self.config.fps,
             metadata=report.metadata(),
             on_chunk=report.arrived,
+            above=inputs.above,
+            first=report.first,
         )
 
 

@@ -14,8 +14,11 @@ class KVCache:
 
     A tuple over layers, not one stacked array: a stack costs a copy per layer.
 
+    With guidance or several views a second axis holds the rows of a session, first the
+    views of the conditional branch: [B, G V, S, N, D].
+
     Attributes:
-        keys: One buffer per layer.  [B, S, N, D], with guidance [B, G, S, N, D].
+        keys: One buffer per layer.  [B, S, N, D], or [B, G V, S, N, D].
         values: As `keys`; in 8 bits [B, N, D, S] (`fdjax.attention.float8`).
         num_chunks: Each session's chunks committed since its start, not only those
             still held. Positions are computed from it without overflow or loss of
@@ -42,14 +45,14 @@ class KVCache:
             height: Latent rows.
             width: Latent columns.
         """
-        # Without guidance the axis G is left out, not 1.
-        branches = () if layout.num_branches == 1 else (layout.num_branches,)
+        # Without guidance and views the axis is left out, not 1.
+        branches = () if layout.num_rows == 1 else (layout.num_rows,)
         layers = layout.tokens(height, width) if layout.has_memory else ()
 
         heads, rows = (layout.kv_heads, layout.rope.head_dim), (batch, *branches)
 
         def buffers(values: bool) -> tuple[Array, ...]:
-            # [B, (G,) S, N, D] per layer; values in 8 bits [B, (G,) N, D, S]
+            # [B, (G V,) S, N, D] per layer; values in 8 bits [B, (G V,) N, D, S]
             slots = [layer.num_slots for layer in layers]
             last = values and layout.eight_bit
             shapes = [(*heads, count) if last else (count, *heads) for count in slots]
@@ -68,8 +71,8 @@ class StreamCache:
     Attributes:
         kv: Self-attention keys and values.
         context: What the network made of the conditions, e.g. cross-attention keys
-            and values.  Leaves [B, ...], with guidance [B, G, ...]; G is conditional,
-            then unconditional.
+            and values.  Leaves [B, ...], or [B, G V, ...] with guidance or views; G is
+            conditional, then unconditional.
         height: Latent rows.
         width: Latent columns.
     """
@@ -91,9 +94,9 @@ class Workspace:
 
     Attributes:
         cache: The chunk's own slots are scratch, the rest is untouched. Branches are
-            folded into the first axis, [B G, ...].
+            folded into the first axis, [B G V, ...].
         rotated_keys: Cached keys turned to their present positions, per layer, in
-            cache-relative mode; else empty.  [B G, S, N, D].
+            cache-relative mode; else empty.  [B G V, S, N, D].
         tables: Rotation of the chunk's tokens, one per distinct layout of a layer.
         control: The chunk's control, checked.
         extras: What the network makes of the control once for all steps.
@@ -115,6 +118,10 @@ class Residue:
 
     Attributes:
         control: The chunk's control, checked.
+        chunk: Keys, then values of the last denoising step, by layer, where no more
+            pass is made over the clean latent (`StreamLayout.skip_finalize`); else
+            None.  [B, (G V,) chunk, N, D] each.
     """
 
     control: PyTree
+    chunk: tuple[tuple[Array, ...], tuple[Array, ...]] | None = None

@@ -23,7 +23,12 @@ from fdjax.streaming.attention import (
 )
 from fdjax.streaming.cache import KVCache, Residue, StreamCache, Workspace
 from fdjax.streaming.layout import StreamLayout
-from fdjax.streaming.patches import patchify, unpatchify
+from fdjax.streaming.patches import (
+    join_views,
+    patchify,
+    split_views,
+    unpatchify,
+)
 
 
 class StreamingDiT(Transformer):
@@ -37,8 +42,12 @@ class StreamingDiT(Transformer):
     `window_size_t`, the current chunk included. Where that is the chunk alone the
     generation is bidirectional and keeps no cache.
 
-    With guidance the network runs once on rows [B G, ...]: each session's conditional
-    row, then its unconditional one.
+    The network knows rows [B G V, ...]: each session's conditional branch, then with
+    guidance its unconditional one, and in each of them the views.
+
+    Several views lie side by side in the width of latents and controls, [B, T, H, V W,
+    C], so that noise, codecs and files see one picture. Each view is a row with
+    positions from zero and a cache of its own; `split_views` parts their tokens.
     """
 
     # What a family gives
@@ -53,7 +62,7 @@ class StreamingDiT(Transformer):
         """What the network makes of the conditions, once per prompt.
 
         Returns:
-            A tree with leaves [B G, ...]; `rows` puts branches together.
+            A tree with leaves [B G V, ...]; `rows` puts branches and views together.
 
         Raises:
             ValueError: A condition is missing or does not fit.
@@ -73,14 +82,15 @@ class StreamingDiT(Transformer):
 
         Args:
             params: Weights.
-            latent: Noisy chunk, conditioned by `inputs`.  float32[B G, L, C].
-            timestep: In [0, 1000], as `inputs` gives it.  float32[] or [B G, ...].
+            latent: Noisy chunk, conditioned by `inputs`; L is that of one view.
+                float32[B G V, L, C].
+            timestep: In [0, 1000], as `inputs` gives it.  float32[] or [B G V, ...].
             attention: How queries meet keys.
             states: One per layer, for `attention`.
             workspace: Holds context, control and extras, in rows.
 
         Returns:
-            The layers' new states, and the flow, float32[B G, L, C].
+            The layers' new states, and the flow, float32[B G V, L, C].
         """
 
     def check_control(self, cache: StreamCache, control: PyTree) -> PyTree:
@@ -93,7 +103,7 @@ class StreamingDiT(Transformer):
         return control
 
     def prepare(self, params: Params, cache: StreamCache, control: PyTree) -> PyTree:
-        """What the network makes of the control once per chunk; rows [B G, ...]."""
+        """What the network makes of the control once per chunk; rows [B G V, ...]."""
         del params, cache, control
 
     def inputs(
@@ -109,7 +119,8 @@ class StreamingDiT(Transformer):
 
         Returns:
             float32[B, L, C or more], and the timestep as `forward` takes it: an array
-            or a tree of arrays, each a scalar or with B first.
+            or a tree of arrays, each a scalar or with B first. The same
+            in every view.
         """
         del cache, control
         return latent, timestep
@@ -125,7 +136,7 @@ class StreamingDiT(Transformer):
             params: Weights.
             conditions: Their number of rows is B.
             height: Latent rows.
-            width: Latent columns.
+            width: Latent columns, of all views together.
 
         Raises:
             ValueError: The size is no multiple of the patch, or a condition does not
@@ -160,7 +171,8 @@ class StreamingDiT(Transformer):
         """(B, L, C * patch volume) of one chunk."""
         # A chunk is of as many tokens in every layer.
         [layer, *_] = self.layout.tokens(cache.height, cache.width)
-        return cache.batch, layer.chunk, self.layout.features
+        tokens = layer.chunk * self.layout.num_views
+        return cache.batch, tokens, self.layout.features
 
     # One chunk
 
@@ -176,7 +188,7 @@ class StreamingDiT(Transformer):
             extras=self.prepare(params, cache, control),
             control=control,
             rotated_keys=self._rotated_keys(cache),
-            # [B, G, ...] -> [B G, ...]: the network knows rows only.
+            # [B, G V, ...] -> [B G V, ...]: the network knows rows only.
             cache=self._map_rows(self._fold, cache),
         )
 
@@ -189,44 +201,47 @@ class StreamingDiT(Transformer):
         (classifier-free guidance, arXiv:2207.12598, equation 6, with s = 1 + w).
         """
         kv = workspace.cache.kv
+        # Raw keys of the last step are kept where no further pass makes them.
+        keep_raw = bool(workspace.rotated_keys) and self.layout.skip_finalize
         states, flow = self._forward(
             params,
             workspace,
             latent,
             timestep,
-            [
-                LayerKV(keys, values, layout)
-                for keys, values, layout in zip(
-                    workspace.rotated_keys or kv.keys,
-                    kv.values,
-                    self._layers(workspace.cache),
-                    strict=True,
-                )
-            ],
+            self._states(workspace, keep_raw=keep_raw),
         )
         if self.layout.has_memory:
             keys = tuple(state.keys for state in states)
             if workspace.rotated_keys:
                 workspace = dataclasses.replace(workspace, rotated_keys=keys)
-                # What was written is scratch among the turned keys; the raw ones stay.
-                keys = kv.keys
+                # What was written is scratch among the turned keys.
+                keys = tuple(s.raw_keys for s in states) if keep_raw else kv.keys
             values = tuple(state.values for state in states)
             kv = dataclasses.replace(kv, keys=keys, values=values)
             cache = dataclasses.replace(workspace.cache, kv=kv)
             workspace = dataclasses.replace(workspace, cache=cache)
+        # [B G V, L, C] -> [B, G, V, L, C]
+        branches = self.layout.num_branches, self.layout.num_views
+        flow = flow.reshape(-1, *branches, *flow.shape[1:])
+        # [B, V, L, C]
+        guided = flow[:, 0]
         if self.layout.num_branches > 1:
-            pairs = flow.reshape(-1, 2, *flow.shape[1:])  # [B, G, L, C]
-            # [B, L, C] each
-            conditional, unconditional = pairs[:, 0], pairs[:, 1]
             scale = self.layout.guidance_scale
-            flow = unconditional + scale * (conditional - unconditional)
-        return workspace, flow
+            guided = flow[:, 1] + scale * (flow[:, 0] - flow[:, 1])
+        columns = self.layout.grid(workspace.cache.height, workspace.cache.width)[1]
+        return workspace, join_views(guided, columns)
 
     def release(self, workspace: Workspace) -> tuple[StreamCache, Residue]:
-        """The cache, and the control for `commit`."""
-        # [B G, ...] -> [B, G, ...]
+        """The cache, and for `commit` the control, or what the last step wrote."""
+        # [B G V, ...] -> [B, G V, ...]
         cache = self._map_rows(self._unfold, workspace.cache)
-        return cache, Residue(control=workspace.control)
+        chunk = None
+        if self.layout.skip_finalize and self.layout.has_memory:
+            # A copy of the chunk's slots: a pure `generate` leaves the caller's cache
+            # as it was, and drops this one.
+            scratch = self.scratch(cache)
+            chunk = scratch.keys, scratch.values
+        return cache, Residue(control=workspace.control, chunk=chunk)
 
     def commit(
         self,
@@ -239,29 +254,27 @@ class StreamingDiT(Transformer):
         """The cache with one clean chunk committed, by one more forward pass.
 
         The flow is not used, so the compiler leaves out the head and the last block's
-        attention and MLP.
+        attention and MLP. With `skip_finalize` there is no pass: what the last
+        denoising step wrote is put into the chunk's slots.
         """
         num_chunks = cache.kv.num_chunks + np.uint32(1)
         if not self.layout.has_memory:
             kv = dataclasses.replace(cache.kv, num_chunks=num_chunks)
             return dataclasses.replace(cache, kv=kv)
+        if residue.chunk is not None:
+            keys, values = residue.chunk
+            scratch = dataclasses.replace(cache.kv, keys=keys, values=values)
+            cache = self.restore(cache, scratch)
+            kv = dataclasses.replace(cache.kv, num_chunks=num_chunks)
+            return dataclasses.replace(cache, kv=kv)
         workspace = self.start(params, cache, residue.control)
-        relative, kv = bool(workspace.rotated_keys), workspace.cache.kv
+        relative = bool(workspace.rotated_keys)
         states, _ = self._forward(
             params,
             workspace,
             clean,
             timestep,
-            [
-                LayerKV(rotated, values, layout, keys if relative else None)
-                for rotated, values, layout, keys in zip(
-                    workspace.rotated_keys or kv.keys,
-                    kv.values,
-                    self._layers(cache),
-                    kv.keys,
-                    strict=True,
-                )
-            ],
+            self._states(workspace, keep_raw=relative),
         )
         # In cache-relative mode the turned keys served this pass alone.
         keys = tuple(s.raw_keys if relative else s.keys for s in states)
@@ -269,9 +282,23 @@ class StreamingDiT(Transformer):
         kv = KVCache(keys=keys, values=values, num_chunks=num_chunks)
         return self._map_rows(self._unfold, dataclasses.replace(workspace.cache, kv=kv))
 
+    def _states(self, workspace: Workspace, *, keep_raw: bool) -> list[LayerKV]:
+        """Each layer's buffers before a pass, with the unturned keys if asked for."""
+        kv = workspace.cache.kv
+        return [
+            LayerKV(rotated, values, layout, keys if keep_raw else None)
+            for rotated, values, layout, keys in zip(
+                workspace.rotated_keys or kv.keys,
+                kv.values,
+                self._layers(workspace.cache),
+                kv.keys,
+                strict=True,
+            )
+        ]
+
     def scratch(self, cache: StreamCache) -> KVCache:
         """What lies in the slots of the next chunk, and the count."""
-        # [B, (G,) S, N, D] -> [B, (G,) chunk, N, D]
+        # [B, (G V,) S, N, D] -> [B, (G V,) chunk, N, D]
         pairs = [
             storage.read(layer, keys, values, count)
             for layer, keys, values, count in self._folded_layers(cache, cache.kv)
@@ -281,7 +308,7 @@ class StreamingDiT(Transformer):
     def restore(self, cache: StreamCache, scratch: KVCache) -> StreamCache:
         """The cache before the chunk whose slots these are; conditions stay."""
         chunks = zip(self._fold(scratch.keys), self._fold(scratch.values), strict=True)
-        # [B, (G,) chunk, N, D] into [B, (G,) S, N, D]
+        # [B, (G V,) chunk, N, D] into [B, (G V,) S, N, D]
         pairs = [
             storage.write(layer, keys, values, chunk, count)
             for (layer, keys, values, count), chunk in zip(
@@ -299,7 +326,7 @@ class StreamingDiT(Transformer):
         return zip(layers, keys, values, tokens, strict=True)
 
     def _with_pairs(self, kv: KVCache, pairs: list[tuple[Array, Array]]) -> KVCache:
-        """The cache with each layer's keys and values, [B G, ...], unfolded."""
+        """The cache with each layer's keys and values, [B G V, ...], unfolded."""
         keys = self._unfold(tuple(key for key, _ in pairs))
         values = self._unfold(tuple(value for _, value in pairs))
         return dataclasses.replace(kv, keys=keys, values=values)
@@ -313,40 +340,59 @@ class StreamingDiT(Transformer):
         sizes = self.layout.len_t, cache.height, cache.width
         return unpatchify(latent, sizes, self.layout.patch_size)
 
-    # Branches of guidance
+    # Rows: branches of guidance, and views
 
-    def rows(self, conditional: Any, unconditional: Array | None = None) -> Any:
-        """Each session's branches one after the other; itself without guidance.
+    def rows(
+        self,
+        conditional: Any,
+        unconditional: Array | None = None,
+        *,
+        by_view: bool = False,
+    ) -> Any:
+        """Each session's branches one after the other, in each of them its views.
 
         Args:
             conditional: [B, ...], or None.
             unconditional: [B, ...]; None: as `conditional`.
+            by_view: Whether the arrays are [B, V, ...]; else all views get the same.
 
         Returns:
-            [B G, ...], or None.
+            [B G V, ...], or None; the same array if there is one row per session.
         """
-        if conditional is None or self.layout.num_branches == 1:
+        branches, views = self.layout.num_branches, self.layout.num_views
+        if conditional is None or (self.layout.num_rows == 1 and not by_view):
             return conditional
         if unconditional is None:
             unconditional = conditional
-        # [B, G, ...] -> [B G, ...]
-        return self._fold(jnp.stack([conditional, unconditional], axis=1))
+        # [B, G, ...] or [B, G, V, ...]
+        x = jnp.stack([conditional, unconditional][:branches], axis=1)
+        if not by_view:
+            # [B, G, ...] -> [B, G, V, ...]
+            shape = *x.shape[:2], views, *x.shape[2:]
+            x = jnp.broadcast_to(x[:, :, None], shape)
+        # [B, G, V, ...] -> [B G V, ...]
+        return x.reshape(-1, *x.shape[3:])
+
+    def split_views(self, tokens: Array, cache: StreamCache) -> Array:
+        """Tokens of a patchified latent by view, [B, V L, ...] to [B, V, L, ...]."""
+        _, columns = self.layout.grid(cache.height, cache.width)
+        return split_views(tokens, self.layout.num_views, columns)
 
     def _fold(self, tree: PyTree) -> PyTree:
-        """[B, G, ...] to [B G, ...] in every leaf."""
-        if self.layout.num_branches == 1:
+        """[B, G V, ...] to [B G V, ...] in every leaf."""
+        if self.layout.num_rows == 1:
             return tree
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
     def _unfold(self, tree: PyTree) -> PyTree:
-        """[B G, ...] to [B, G, ...] in every leaf."""
-        branches = self.layout.num_branches
-        if branches == 1:
+        """[B G V, ...] to [B, G V, ...] in every leaf."""
+        rows = self.layout.num_rows
+        if rows == 1:
             return tree
-        return jax.tree.map(lambda x: x.reshape(-1, branches, *x.shape[1:]), tree)
+        return jax.tree.map(lambda x: x.reshape(-1, rows, *x.shape[1:]), tree)
 
     def _map_rows(self, function: Any, cache: StreamCache) -> StreamCache:
-        """The cache with what has branches folded or unfolded."""
+        """The cache with what has rows folded or unfolded."""
         keys, values, context = function(
             (cache.kv.keys, cache.kv.values, cache.context)
         )
@@ -383,7 +429,7 @@ class StreamingDiT(Transformer):
         latent, timestep = self.inputs(latent, timestep, cache, workspace.control)
         return self.forward(
             params,
-            self.rows(latent),
+            self.rows(self.split_views(latent, cache), by_view=True),
             jax.tree.map(lambda x: self.rows(x) if jnp.ndim(x) else x, timestep),
             attention,
             layers,
@@ -391,15 +437,14 @@ class StreamingDiT(Transformer):
         )
 
     def _row_counts(self, cache: StreamCache) -> Array:
-        """Chunks committed, uint32[B G]; that of a single session serves all rows."""
+        """Chunks committed, uint32[B G V]; that of a single session serves all rows."""
         count = cache.kv.num_chunks
         return self.rows(count) if cache.batch > 1 else count
 
     def _layers(self, cache: StreamCache) -> tuple[KVLayout, ...]:
         """Each layer's layout in tokens; none where there are no buffers."""
-        if not self.layout.has_memory:
-            return ()
-        return self.layout.tokens(cache.height, cache.width)
+        sizes = cache.height, cache.width
+        return self.layout.tokens(*sizes) if self.layout.has_memory else ()
 
     @property
     def _timelines(self) -> list[KVLayout]:
@@ -455,10 +500,10 @@ class StreamingDiT(Transformer):
         offset: Array | None = None,
         stride: int = 1,
     ) -> RopeTable:
-        """[1, L, D / 2] for one session, else [B G, L, D / 2]."""
+        """[1, L, D / 2] for one session, else [B G V, L, D / 2]."""
         grid = self.layout.grid(cache.height, cache.width)
         angles = self.layout.rope.angles(positions, *grid, offset=offset, stride=stride)
         if cache.batch > 1:
-            # [B, L, D / 2] -> [B G, L, D / 2]
+            # [B, L, D / 2] -> [B G V, L, D / 2]
             angles = self.rows(angles)
         return rope_table(angles, self.layout.dtype)

@@ -37,6 +37,10 @@ class StreamLayout:
             branches, conditional and unconditional.
         slot_multiple: See `KVLayout`; None: 128 on a GPU, else 1.
         kv_dtype: Of the key/value cache, if not `dtype`: "float8_e4m3fn".
+        num_views: Views V of one scene, side by side in the latent's width. Each is a
+            row of the network with positions and a cache of its own.
+        skip_finalize: False: a finished chunk is committed by one more pass over its
+            clean latent. True: what the last denoising step wrote stays.
 
     Raises:
         ValueError: The sizes cannot work together.
@@ -56,9 +60,13 @@ class StreamLayout:
     guidance_scale: float = 1.0
     slot_multiple: int | None = None
     kv_dtype: str | None = None
+    num_views: int = 1
+    skip_finalize: bool = False
 
     def __post_init__(self) -> None:
         self._check_kv_dtype()
+        if self.num_views < 1:
+            raise ValueError(f"num_views must be >= 1, got {self.num_views}.")
         if self.num_heads % self.kv_heads:
             raise ValueError(
                 "num_kv_heads must divide num_heads, got "
@@ -103,6 +111,11 @@ class StreamLayout:
         return 2 if self.guidance_scale > 1 else 1
 
     @property
+    def num_rows(self) -> int:
+        """Rows of the network per session: branches times views, G V."""
+        return self.num_branches * self.num_views
+
+    @property
     def features(self) -> int:
         """Features of a token: channels times the volume of a patch."""
         return self.channels * math.prod(self.patch_size)
@@ -120,11 +133,11 @@ class StreamLayout:
         return tuple(map(self._frame_layout, windows, sinks))
 
     def tokens(self, height: int, width: int) -> tuple[KVLayout, ...]:
-        """The cache's layout in every layer, counted in tokens.
+        """The cache's layout in every layer, counted in tokens of one view.
 
         Args:
             height: Latent rows.
-            width: Latent columns.
+            width: Latent columns, of all views together.
         """
         rows, columns = self.grid(height, width)
         multiple = self.slot_multiple
@@ -144,16 +157,18 @@ class StreamLayout:
         )
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of tokens.
+        """Rows and columns of tokens of one view.
 
         Raises:
             ValueError: The latent's size is no positive multiple of the patch.
         """
         _, rows, columns = self.patch_size
+        columns *= self.num_views
         if min(height, width) < 1 or height % rows or width % columns:
+            views = f" times {self.num_views} views" if self.num_views > 1 else ""
             raise ValueError(
                 f"Latent height and width must be positive multiples of {rows} and "
-                f"{columns}, the patch size, got {height} x {width}."
+                f"{columns}, the patch size{views}, got {height} x {width}."
             )
         return height // rows, width // columns
 

@@ -1,4 +1,4 @@
-"""Latents to tokens and back."""
+"""Latents to tokens and back; views that lie side by side."""
 
 from collections.abc import Sequence
 
@@ -43,3 +43,28 @@ def unpatchify(tokens: Array, sizes: Sequence[int], patch: Sequence[int]) -> Arr
     x = x.transpose(0, 1, 5, 2, 6, 3, 7, 4)
     # [B, T, H, W, C]
     return x.reshape(len(tokens), *sizes, -1)
+
+
+def split_views(tokens: Array, num_views: int, columns: int) -> Array:
+    """Tokens of views that lie side by side, view by view.
+
+    Args:
+        tokens: In the order (frame, row, view, column).  [B, V L, ...].
+        num_views: V.
+        columns: Tokens of a row of one view.
+
+    Returns:
+        In the order (frame, row, column).  [B, V, L, ...].
+    """
+    batch, _, *rest = tokens.shape
+    # [B, T' H', V, W', ...] -> [B, V, T' H', W', ...]
+    x = tokens.reshape(batch, -1, num_views, columns, *rest).swapaxes(1, 2)
+    return x.reshape(batch, num_views, -1, *rest)
+
+
+def join_views(tokens: Array, columns: int) -> Array:
+    """The inverse of `split_views`: [B, V, L, ...] to [B, V L, ...]."""
+    batch, views, _, *rest = tokens.shape
+    # [B, V, T' H', W', ...] -> [B, T' H', V, W', ...]
+    x = tokens.reshape(batch, views, -1, columns, *rest).swapaxes(1, 2)
+    return x.reshape(batch, -1, *rest)

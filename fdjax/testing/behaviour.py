@@ -180,8 +180,12 @@ def _pair(
     cache, _ = case.run(case.cache(), range(index))
     pending, _ = pipeline.generate(params, cache, case.input(index))
     assert pending.final_state is not None
-    clean = perturbed(pending.final_state.clean)
-    state = dataclasses.replace(pending.final_state, clean=clean)
+    state, transformer = pending.final_state, pipeline.diffusion_model.transformer
+    if isinstance(transformer, StreamingDiT) and transformer.layout.skip_finalize:
+        # What is committed are the keys and values of the residue.
+        state = perturbed(state)
+    else:
+        state = dataclasses.replace(state, clean=perturbed(state.clean))
     other = dataclasses.replace(pending, final_state=state)
     return pipeline.finalize(params, pending), pipeline.finalize(params, other)
 

@@ -94,15 +94,21 @@ class PipelineCase:
     def run(
         self, cache: StreamInferencePipelineCache, chunks: range, **options: Any
     ) -> tuple[StreamInferencePipelineCache, list[np.ndarray]]:
-        """Generates and finalizes; the videos are copied to the host."""
+        """Generates and finalizes; the videos are copied to the host, `joined`."""
         videos = []
         for index in chunks:
             cache, video = self.pipeline.generate(
                 self.params(), cache, self.input(index), **options
             )
-            videos.append(np.asarray(video, np.float32))
+            videos.append(joined(video))
             cache = self.pipeline.finalize(self.params(), cache, **options)
         return cache, videos
+
+
+def joined(output: PyTree) -> np.ndarray:
+    """A chunk's output as one array; views of video [B, T, H, W, 3] side by side."""
+    views = [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(output)]
+    return views[0] if len(views) == 1 else np.concatenate(views, axis=-2)
 
 
 @functools.lru_cache(maxsize=4)

@@ -34,6 +34,7 @@ from fdjax.testing.case import (
     PipelineCase,
     assert_close,
     count_compilations,
+    joined,
     signature,
     to_host,
 )
@@ -102,7 +103,7 @@ def check_fork(case: PipelineCase) -> None:
     _assert_identical(to_host(cache), before)
     _assert_identical(to_host(pending), pending_before)
     _, again = pipeline.generate(params, cache, case.input(2))
-    assert np.array_equal(np.asarray(first), np.asarray(again))
+    assert np.array_equal(joined(first), joined(again))
 
 
 def check_resume(case: PipelineCase) -> None:
@@ -237,7 +238,7 @@ def check_new_conditions(case: PipelineCase) -> None:
         params, cache, case.new_conditions(pipeline, params)
     )
     _, new = pipeline.generate(params, changed, case.input(2))
-    assert not np.array_equal(np.asarray(old), np.asarray(new)), (
+    assert not np.array_equal(joined(old), joined(new)), (
         "new conditions do not change the next chunk; look at update_conditions and at "
         "what predict_flow reads of them"
     )
@@ -256,7 +257,7 @@ def check_rollout(case: PipelineCase) -> None:
     assert (np.asarray(cache.autoregressive_index) == case.num_chunks).all()
     hint = "rollout differs from generate and finalize in a loop"
     # Chunks joined along T.  [B, all T, H, W, C]
-    actual, desired = np.asarray(scanned, np.float32), np.concatenate(loop, axis=1)
+    actual, desired = joined(scanned), np.concatenate(loop, axis=1)
     assert_close(actual, desired, hint=hint)
 
 
@@ -299,7 +300,7 @@ def check_sessions(case: PipelineCase) -> None:
         # Each session has the input of its own age.  [B1 + B2, ...]
         input = jax.tree.map(lambda *leaves: np.concatenate(leaves), *inputs)
         batch, video = pipeline.generate(params, batch, input)
-        videos.append(np.asarray(video, np.float32))
+        videos.append(joined(video))
         batch = pipeline.finalize(params, batch)
     _, alone_old = case.run(old, range(3, 3 + chunks))
     _, alone_new = case.run(new, range(1, 1 + chunks))

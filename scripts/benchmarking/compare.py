@@ -15,7 +15,9 @@ import numpy as np
 
 from benchmarking import measure, methods
 
-WEIGHTS = {"transformer": "transformer.safetensors", "decoder": "decoder.safetensors"}
+WEIGHTS = {
+    name: f"{name}.safetensors" for name in ("transformer", "encoder", "decoder")
+}
 SOME_CHUNKS = 3
 """Chunks of the comparisons that explain rather than measure."""
 
@@ -23,6 +25,7 @@ LAYOUTS = {
     "wan_dit": "official",
     "taehv_decoder": "flashdreams",
     "wan_vae_decoder": "official 2.1",
+    "wan_vae_encoder": "official 2.1",
 }
 
 
@@ -51,29 +54,24 @@ def main(spec: dict[str, Any], report: measure.Report) -> None:
 def share(config: Any, params: Any, folder: Path, spec: dict[str, Any]) -> None:
     """Writes weights, text and noise for the reference, and our own rollout."""
     import jax
-    import safetensors.numpy
-
-    from fdjax_convert.rules import to_torch
-    from fdjax_convert.tables.layouts import layouts
 
     pipeline = config.setup()
     description = {
         "reference": methods.reference_spec(config),
+        "reference_worker": methods.reference_worker(config),
         "first_steady_chunk": methods.first_steady_chunk(config),
     }
     (folder / "reference.json").write_text(json.dumps(description))
+    if methods.follows_map(config):
+        # Timed, not compared: its network makes weights of its own.
+        _write_weights(pipeline, params, folder, ("encoder", "decoder"))
+        return
     conditions = methods.random_conditions(
         config, jax.random.key(1), (spec["pixel_height"], spec["pixel_width"])
     )
     np.save(folder / "text.npy", np.asarray(conditions.text, np.float32))
     np.save(folder / "noise.npy", _noise(pipeline, params, conditions, spec))
-    for name, file in WEIGHTS.items():
-        component = pipeline.components.get(name)
-        if component is None:
-            continue
-        kind = component.architecture
-        (layout,) = (x for x in layouts(kind) if x.name == LAYOUTS[kind])
-        safetensors.numpy.save_file(to_torch(params[name], layout.rules), folder / file)
+    _write_weights(pipeline, params, folder, ("transformer", "decoder"))
     rollout(pipeline, params, folder, spec)
     rounded = dataclasses.replace(
         config,
@@ -84,6 +82,25 @@ def share(config: Any, params: Any, folder: Path, spec: dict[str, Any]) -> None:
     )
     few = spec | {"compared_chunks": min(SOME_CHUNKS, spec["compared_chunks"])}
     rollout(rounded.setup(), params, folder, few, suffix="_rounded_schedule")
+
+
+def _write_weights(
+    pipeline: Any, params: Any, folder: Path, names: Sequence[str]
+) -> None:
+    """Writes components' weights in the layouts that the reference reads."""
+    import safetensors.numpy
+
+    from fdjax_convert.rules import to_torch
+    from fdjax_convert.tables.layouts import layouts
+
+    for name in names:
+        component = pipeline.components.get(name)
+        if component is None:
+            continue
+        kind = component.params_owner.architecture
+        (layout,) = (x for x in layouts(kind) if x.name == LAYOUTS[kind])
+        weights = to_torch(params[name], layout.rules)
+        safetensors.numpy.save_file(weights, folder / WEIGHTS[name])
 
 
 def rollout(

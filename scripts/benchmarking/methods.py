@@ -1,6 +1,7 @@
 """The pipelines that are timed: a method's own, with what the flags change."""
 
 import dataclasses
+import functools
 from typing import Any
 
 DECODERS = ("config", "wan_vae", "taehv", "none")
@@ -29,9 +30,10 @@ def pipeline_config(
     from fdjax_models.networks.camera.encoder import CameraControlEncoderConfig
 
     config = runner_config(slug).pipeline
-    if not isinstance(config.encoder, CameraControlEncoderConfig | None):
+    known = isinstance(config.encoder, CameraControlEncoderConfig | None)
+    if not known and not follows_map(config):
         raise ValueError(
-            "--method must turn text into video, or be steered by a camera, got "
+            "--method must turn text into video, or follow a camera or an HD map, got "
             f"{slug!r}."
         )
     config = dataclasses.replace(config, conditioner=None)
@@ -42,10 +44,25 @@ def pipeline_config(
     network = {"dtype": dtype, "param_dtype": dtype}
     changes: dict[str, Any] = {"diffusion_model": {"transformer": {"network": network}}}
     config = derive_config(config, **changes)
+    if follows_map(config):
+        part = dataclasses.replace(config.encoder.hdmap.encoder, dtype=dtype)
+        config = derive_config(config, encoder={"hdmap": {"encoder": part}})
     if config.decoder is not None:
         part = dataclasses.replace(config.decoder, dtype=dtype)
         config = dataclasses.replace(config, decoder=part)
     return derive_config(config, **overrides)
+
+
+def follows_map(config: Any) -> bool:
+    """Whether an HD-map video is the input of each chunk, and its VAE known."""
+    from fdjax_models.methods.omnidreams.encoder import MapEncoderConfig
+
+    return isinstance(config.encoder, MapEncoderConfig)
+
+
+def reference_worker(config: Any) -> str:
+    """Module of this folder that times the reference."""
+    return "reference_omnidreams" if follows_map(config) else "reference"
 
 
 def runner_config(slug: str) -> Any:
@@ -81,6 +98,14 @@ def random_conditions(
         jax.random.normal(part, shape, jnp.bfloat16) for part in jax.random.split(key)
     ]
     negative = texts[1] if transformer.guidance_scale > 1 else None
+    if follows_map(config):
+        # One view, and the first frame as a latent: [B, V, ...]
+        latent = (batch, 1, 1, size[0] // 8, size[1] // 8, network.out_dim)
+        return Conditions(
+            text=texts[0][:, None],
+            negative_text=None if negative is None else negative[:, None],
+            image_embedding=jax.random.normal(key, latent),
+        )
     image = None
     if config.encoder is not None:
         image = jax.random.uniform(key, (batch, *size, 3), minval=-1.0)
@@ -88,9 +113,12 @@ def random_conditions(
 
 
 def chunk_input(config: Any, index: int, size: tuple[int, int]) -> Any:
-    """The input of a chunk: None, or a camera that walks straight on."""
+    """The input of a chunk: None, a camera that walks straight on, or an HD map."""
     if config.encoder is None:
         return None
+    if follows_map(config):
+        len_t = config.diffusion_model.transformer.len_t
+        return _random_map(4 * len_t - (0 if index else 3), size)
     from fdjax_models.methods.lingbot_world import paths, trajectory
 
     # A chunk's rays depend on the steps within it alone: any later one is the second.
@@ -98,6 +126,17 @@ def chunk_input(config: Any, index: int, size: tuple[int, int]) -> Any:
     poses = paths.walk(paths.read_controls("w*999", 16), 1 + 4 * (2 * len_t - 1))
     way = trajectory.written(poses, "", size=size)
     return way.chunk(min(index, 1), len_t)
+
+
+@functools.cache
+def _random_map(num_frames: int, size: tuple[int, int]) -> Any:
+    """Uniform noise on the device, made once.  float32[1, 1, T, H, W, 3]."""
+    import jax
+
+    shape = (1, 1, num_frames, *size, 3)
+    return jax.block_until_ready(
+        jax.random.uniform(jax.random.key(3), shape, minval=-1.0)
+    )
 
 
 def first_steady_chunk(config: Any) -> int:
@@ -117,21 +156,53 @@ def reference_spec(config: Any) -> dict[str, Any]:
     """What the PyTorch reference needs to build the same model.
 
     The names are its own: fields of `WanDiTNetworkConfig`, `Wan21TransformerConfig` and
-    `FlowMatchSchedulerConfig` of flashdreams.
+    `FlowMatchSchedulerConfig` of flashdreams, or of its Cosmos classes.
     """
     transformer = config.diffusion_model.transformer
     scheduler = config.diffusion_model.scheduler
+    if follows_map(config):
+        return _cosmos_spec(config)
     network = {name: getattr(transformer.network, name) for name in _NETWORK_FIELDS}
     network["apply_rope_before_kvcache"] = transformer.apply_rope_before_kvcache
     return {
         "network": network,
-        "transformer": {
-            name: getattr(transformer, name)
-            for name in ("len_t", "window_size_t", "sink_size_t", "guidance_scale")
+        "transformer": _window_spec(transformer),
+        "scheduler": _schedule_spec(scheduler),
+    }
+
+
+def _window_spec(transformer: Any) -> dict[str, Any]:
+    names = ("len_t", "window_size_t", "sink_size_t", "guidance_scale")
+    return {name: getattr(transformer, name) for name in names}
+
+
+def _schedule_spec(scheduler: Any) -> dict[str, Any]:
+    return {
+        "denoising_timesteps": list(scheduler.denoising_timesteps),
+        "num_inference_steps": len(scheduler.denoising_timesteps),
+        "shift": scheduler.shift,
+    }
+
+
+def _cosmos_spec(config: Any) -> dict[str, Any]:
+    """As `reference_spec`; without the HD map's channels, see its worker."""
+    model = config.diffusion_model
+    network = model.transformer.network
+    skipped = {"skip_finalize_kv_cache": model.transformer.skip_finalize_kv_cache}
+    return {
+        "network": {
+            "model_channels": network.dim,
+            "num_blocks": network.num_layers,
+            "num_heads": network.num_heads,
+            "mlp_ratio": network.ffn_dim / network.dim,
+            "adaln_lora_dim": network.lora_dim,
+            "crossattn_proj_in_channels": network.text_dim,
+            "crossattn_emb_channels": network.context_dim,
         },
-        "scheduler": {
-            "denoising_timesteps": list(scheduler.denoising_timesteps),
-            "num_inference_steps": len(scheduler.denoising_timesteps),
-            "shift": scheduler.shift,
-        },
+        "transformer": _window_spec(model.transformer) | skipped,
+        "scheduler": _schedule_spec(model.scheduler),
+        "context_noise": model.context_noise,
+        "text_shape": [network.text_len, network.text_dim],
+        # Its pruned VAE has a quarter of the base width.
+        "vae_base_dim": 4 * config.encoder.hdmap.encoder.widths[0],
     }

@@ -161,7 +161,8 @@ class Plan:
         if not path.exists():
             self._results[name] = {"error": "the rollout left no weights"}
             return
-        self._run(name, "reference", **json.loads(path.read_text()), **spec | changes)
+        found = json.loads(path.read_text())
+        self._run(name, found.pop("reference_worker"), **found, **spec | changes)
 
     def _run(
         self,

@@ -82,13 +82,14 @@ def build(spec: dict[str, Any], folder: Path, device: Any) -> Any:
                 scheduler=FlowMatchSchedulerConfig(**model["scheduler"]),
                 seed=0,
             ),
-            decoder=_decoder(spec["decoder"], folder, dtype, compiled),
+            decoder=decoder_config(spec["decoder"], folder, dtype, compiled),
             enable_sync_and_profile=device.type == "cuda",
         )
         return config.setup().to(device).eval()
 
 
-def _decoder(name: str, folder: Path, dtype: Any, compiled: bool) -> Any:
+def decoder_config(name: str, folder: Path, dtype: Any, compiled: bool) -> Any:
+    """The reference's decoder by its name here; weights from the folder."""
     from flashdreams.recipes.taehv import TeahvVAEDecoderConfig
     from flashdreams.recipes.wan.autoencoder.vae import WanVAEDecoderConfig
 

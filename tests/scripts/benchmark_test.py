@@ -96,3 +96,26 @@ def test_methods_take_the_decoder_and_dtype_of_the_flags(decoder):
     assert reference["network"]["dim"] == 1536
     assert reference["transformer"]["window_size_t"] == 9
     assert reference["scheduler"]["denoising_timesteps"] == [1000, 750, 500, 250]
+
+
+def test_an_hd_map_is_timed_with_a_worker_of_its_own():
+    import jax
+    from benchmarking import methods
+
+    config = methods.pipeline_config(
+        "omnidreams-perf", decoder="config", dtype="float32", overrides={}
+    )
+    assert config.conditioner is None
+    assert config.encoder.hdmap.encoder.dtype == "float32"
+    assert methods.first_steady_chunk(config) == 3
+    assert methods.reference_worker(config) == "reference_omnidreams"
+    reference = methods.reference_spec(config)
+    assert reference["network"]["model_channels"] == 2048
+    assert reference["transformer"]["skip_finalize_kv_cache"]
+    assert reference["vae_base_dim"] == 96
+    assert methods.chunk_input(config, 0, (16, 32)).shape == (1, 1, 5, 16, 32, 3)
+    assert methods.chunk_input(config, 1, (16, 32)).shape == (1, 1, 8, 16, 32, 3)
+    conditions = jax.eval_shape(
+        lambda key: methods.random_conditions(config, key, (16, 32)), jax.random.key(0)
+    )
+    assert conditions.image_embedding.shape == (1, 1, 1, 2, 4, 16)

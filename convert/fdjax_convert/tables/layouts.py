@@ -4,10 +4,19 @@ import dataclasses
 from collections.abc import Collection
 
 from fdjax_convert.rules.rules import HasKeys, Layout
-from fdjax_convert.tables import clip, cosmos_reason1, taehv, umt5, wan_dit, wan_vae
+from fdjax_convert.tables import (
+    clip,
+    cosmos_dit,
+    cosmos_reason1,
+    taehv,
+    umt5,
+    wan_dit,
+    wan_vae,
+)
 
 ALL: tuple[Layout, ...] = (
     *wan_dit.LAYOUTS,
+    *cosmos_dit.LAYOUTS,
     *wan_vae.LAYOUTS,
     *taehv.LAYOUTS,
     *umt5.LAYOUTS,

@@ -106,6 +106,38 @@ def test_tiles(tmp_path):
     )
 
 
+class Compared(TwoSessions):
+    """Shows white above the first chunk, and black above later ones."""
+
+    def read_inputs(self):
+        def above(chunk):
+            frames = np.full((2, 2 if chunk else 1, 6, 8, 3), -1.0 if chunk else 1.0)
+            return [frames.astype(np.float32)] * 2
+
+        return dataclasses.replace(super().read_inputs(), above=above)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComparedConfig(tiny_runner.TinyRunnerConfig):
+    _target: type = Compared
+
+
+def test_what_a_video_follows_is_shown_above_it(tmp_path):
+    pipeline = {"decoder": ViewsDecoderConfig()}
+    result = run(tmp_path, kind=ComparedConfig, pipeline=pipeline, arrangement="tiled")
+    names = [path.name for path in result.outputs]
+    assert names[-1] == "tiny-random-weights.comparison.mp4"
+    both = media.read_video(result.outputs[-1])
+    length, height, width, _ = media.read_video(result.output).shape
+    assert both.shape == (length, 2 * height, width, 3)
+    levels = both[:, : height - 2].mean((1, 2, 3))
+    assert levels[0] > 230
+    assert (levels[1:] < 25).all()
+    assert_nearer(
+        both[:, height:], media.read_video(result.output), than=both[:, :height]
+    )
+
+
 def test_one_session_and_one_view_keep_the_plain_name(tmp_path):
     result = run(tmp_path, kind=tiny_runner.TinyRunnerConfig)
     assert [path.name for path in result.outputs] == ["tiny-random-weights.mp4"]

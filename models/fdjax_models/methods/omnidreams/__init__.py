@@ -1,0 +1,1 @@
+"""OmniDreams: driving worlds that follow an HD map."""

@@ -1,0 +1,261 @@
+"""Runs OmniDreams: an HD map, a first frame and a prompt in, a driving video out."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from fdjax.axes import Params, PyTree
+from fdjax.config import derive_config
+from fdjax.contract.conditioner import Conditions
+from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
+from fdjax.run.inputs import LazySequence, RunnerInputs
+from fdjax.run.keys import controls_text
+from fdjax.run.runner import Runner, RunnerConfig
+from fdjax_models.methods.omnidreams import maps, tiny
+from fdjax_models.methods.omnidreams.road import driver
+from fdjax_models.methods.omnidreams.road.camera import CAMERAS, FRONT
+from fdjax_models.methods.omnidreams.road.world import make_world
+from fdjax_models.networks.hdmap.video import PIXELS_PER_LATENT
+
+_LONGEST_DRIVE = 1000  # chunks that are planned at most: five minutes
+
+
+class OmniDreamsRunner(Runner):
+    """Follows recorded HD maps, or those of a drive through a procedural world."""
+
+    config: "OmniDreamsRunnerConfig"
+
+    @functools.cached_property
+    def pipeline(self) -> StreamInferencePipeline:
+        """The pipeline, without checkpoints where weights are random."""
+        return self.config.resolved_pipeline.setup()
+
+    def read_inputs(self) -> RunnerInputs:
+        """The prompts, the first frames, and the HD maps of every chunk.
+
+        Raises:
+            ValueError: A size, a name, a number of files or a file is wrong, or none
+                or several sources of maps are given.
+            FileNotFoundError: A file is missing.
+        """
+        config = self.config
+        self._check_size()
+        text = self.read_text()
+        if config.view_prompts:
+            text = tuple(config.view_prompts)
+        keys = (
+            driver.read_keys(controls_text(config.controls)) if self._driven else None
+        )
+        found = self._maps(keys)
+
+        def view_maps(chunk: int) -> list[Any]:
+            views = found.chunk(chunk)
+            return [views[:, view] for view in range(views.shape[1])]
+
+        def label(chunk: int, frame: int) -> str:
+            first = maps.frames_of(chunk, self._len_t).start
+            return "" if keys is None else keys.at(first + frame)
+
+        return RunnerInputs(
+            text=text,
+            image=self._first_frames(found),
+            controls=LazySequence(found.num_chunks, found.chunk),
+            label=label,
+            above=view_maps,
+        )
+
+    @property
+    def _driven(self) -> bool:
+        return bool(str(self.config.controls))
+
+    @property
+    def _len_t(self) -> int:
+        transformer: Any = self.config.pipeline.diffusion_model.transformer
+        return int(transformer.len_t)
+
+    def _maps(
+        self, keys: driver.HeldKeys | None
+    ) -> "maps.RecordedMaps | maps.DrawnMaps":
+        config, len_t = self.config, self._len_t
+        given = {
+            "hdmap": bool(config.hdmap),
+            "controls": self._driven,
+            "example": config.example,
+        }
+        named = [name for name, there in given.items() if there]
+        if len(named) != 1:
+            raise ValueError(
+                f"{config.runner_name} follows one HD map: give hdmap (videos), "
+                "controls (keys that drive through a made-up world) or example; got "
+                f"{' and '.join(named) or 'none'}."
+            )
+        size, cameras = (config.pixel_height, config.pixel_width), config.cameras
+        num_chunks = config.total_blocks
+        if config.hdmap:
+            _check_count("hdmap", config.hdmap, cameras)
+            return maps.recorded(
+                config.hdmap,
+                size=size,
+                fps=config.fps,
+                len_t=len_t,
+                num_chunks=num_chunks,
+                resample=config.resample_hdmap,
+            )
+        controls = None
+        if keys is not None:
+            # The chunk in which the keys end is driven whole, hands off behind them.
+            latents = -(-(keys.num_frames - 1) // 4) + 1
+            num_chunks = min(num_chunks, -(-latents // len_t))
+            frames = maps.frames_of(num_chunks - 1, len_t).stop
+            controls = keys.controls(0, frames)
+        return maps.drawn(
+            make_world(config.world_seed),
+            controls,
+            cameras=cameras,
+            size=size,
+            len_t=len_t,
+            num_chunks=min(num_chunks, _LONGEST_DRIVE),
+        )
+
+    def _first_frames(self, found: "maps.RecordedMaps | maps.DrawnMaps") -> np.ndarray:
+        """First frames of the views.  float32[1, V, H, W, 3]."""
+        config = self.config
+        size = config.pixel_height, config.pixel_width
+        if config.image:
+            _check_count("image", config.image, config.cameras)
+            return maps.first_frames(config.image, size, resample=config.resample_hdmap)
+        if config.hdmap and not config.random_weights:
+            raise ValueError(
+                f"{config.runner_name} starts from a first frame: set image to a file "
+                "or a URL for each camera."
+            )
+        return maps.stand_in(found.start())
+
+    def _initialize_cache(self, params: Params, conditions: Conditions) -> PyTree:
+        config = self.config
+        return self.pipeline.initialize_cache(
+            params,
+            conditions=conditions,
+            pixel_height=config.pixel_height,
+            # Views lie side by side.
+            pixel_width=config.pixel_width * len(config.cameras),
+            key=None if config.seed is None else jax.random.key(config.seed),
+        )
+
+    def _check_size(self) -> None:
+        transformer: Any = self.config.pipeline.diffusion_model.transformer
+        _, *patch = transformer.network.patch_size
+        for name, side in zip(("pixel_height", "pixel_width"), patch, strict=True):
+            multiple, value = PIXELS_PER_LATENT * side, getattr(self.config, name)
+            if value % multiple:
+                raise ValueError(
+                    f"{name} must be a multiple of {multiple}, got {value}."
+                )
+
+
+def _check_count(name: str, given: tuple[Any, ...], cameras: tuple[str, ...]) -> None:
+    if len(given) != len(cameras):
+        raise ValueError(
+            f"{name} must name one file for each of the cameras {', '.join(cameras)}, "
+            f"separated by commas; got {len(given)}."
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OmniDreamsRunnerConfig(RunnerConfig):
+    """Config of `OmniDreamsRunner`.
+
+    The HD map is `hdmap`, or `controls`, or `example`.
+    """
+
+    _target: type = OmniDreamsRunner
+
+    hdmap: tuple[str, ...] = ()
+    """HD-map videos, one per camera."""
+
+    image: tuple[str, ...] = ()
+    """First frames, one per camera: images, videos or URLs. A drive through the made-up
+    world has a painted one for whoever gives none."""
+
+    controls: str | pathlib.Path = ""
+    """Drive through a made-up world by keys, and for how many frames: "w*60 wa*20":
+    w accelerate, s brake, then reverse, a and d steer, . none. Or a .txt file."""
+
+    example: bool = False
+    """Drive through a made-up world along its streets."""
+
+    world_seed: int = 0
+    """Which made-up world."""
+
+    cameras: tuple[str, ...] = (FRONT,)
+    """Names of the cameras, one per view."""
+
+    view_prompts: tuple[str, ...] = ()
+    """One prompt per camera, in place of `prompt` for all."""
+
+    resample_hdmap: bool = False
+    """Bring HD maps and first frames of other sizes, proportions and frame rates to
+    those of the run."""
+
+    total_blocks: int = 60
+    """At most this many chunks; the run ends with the map."""
+
+    fps: int = 30
+    """Frames per second of the map and of the video."""
+
+    pixel_height: int = 704
+    """Rows of the video."""
+
+    pixel_width: int = 1280
+    """Columns of the video."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        transformer: Any = self.pipeline.diffusion_model.transformer
+        views = len(transformer.cameras)
+        if unknown := [name for name in self.cameras if name not in CAMERAS]:
+            raise ValueError(
+                f"cameras must be some of {', '.join(CAMERAS)}; got "
+                f"{', '.join(unknown)}."
+            )
+        if len(self.cameras) != views or len(set(self.cameras)) != views:
+            raise ValueError(
+                f"cameras must name {views} different cameras, one per view of the "
+                f"pipeline, got {', '.join(self.cameras) or 'none'}."
+            )
+        names = tuple(map(list(CAMERAS).index, self.cameras))
+        if views > 1 and names != transformer.cameras:
+            raise ValueError(
+                f"cameras are {', '.join(self.cameras)}, numbers {names} of the "
+                "network's vocabulary, but the pipeline's transformer has "
+                f"{transformer.cameras}; `with_cameras` makes a pipeline of others."
+            )
+        if len(self.view_prompts) not in (0, views):
+            raise ValueError(
+                f"view_prompts must hold {views} prompts, one per camera, got "
+                f"{len(self.view_prompts)}."
+            )
+
+    def tiny(self) -> RunnerConfig:
+        """The same path through small networks, along the example's street."""
+        return derive_config(
+            super().tiny(),
+            pipeline=tiny.changes(self.pipeline),
+            pixel_height=tiny.HEIGHT,
+            pixel_width=tiny.WIDTH,
+            hdmap=(),
+            controls="",
+            example=True,
+        )
+
+    @property
+    def resolved_pipeline(self) -> StreamInferencePipelineConfig:
+        """The pipeline that runs; random weights come without a vocabulary."""
+        if not self.random_weights:
+            return self.pipeline
+        unknown = {"checkpoint_path": None, "tokenizer_path": None}
+        return derive_config(self.pipeline, conditioner={"text_encoder": unknown})

@@ -1,0 +1,1 @@
+"""HD-map video as a control: by a VAE, or by its pixels."""
