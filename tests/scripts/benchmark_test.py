@@ -100,7 +100,6 @@ def test_methods_take_the_decoder_and_dtype_of_the_flags(decoder):
 
 def test_an_hd_map_is_timed_with_a_worker_of_its_own():
     import jax
-
     from benchmarking import methods
 
     config = methods.pipeline_config(
