@@ -9,6 +9,8 @@ import numpy as np
 from fdjax_convert import rules
 from fdjax_convert.tables import layouts
 from fdjax_models.networks.clip import ClipImageEncoderConfig
+from fdjax_models.networks.cosmos_dit.config import CosmosDiTConfig
+from fdjax_models.networks.cosmos_dit.transformer import CosmosTransformerConfig
 from fdjax_models.networks.cosmos_reason1 import CosmosReason1EncoderConfig
 from fdjax_models.networks.taehv.decoder import TaehvDecoderConfig
 from fdjax_models.networks.taehv.encoder import TaehvEncoderConfig
@@ -44,6 +46,16 @@ COSMOS_REASON1 = {
     "num_heads": 4,
     "num_kv_heads": 2,
 }
+COSMOS_DIT = CosmosDiTConfig(
+    dim=32,
+    ffn_dim=64,
+    num_heads=2,
+    num_layers=2,
+    text_dim=20,
+    text_len=5,
+    context_dim=24,
+    lora_dim=8,
+)
 WIDE_TRANSFORMER = WanTransformerConfig(
     network=dataclasses.replace(DIT, dim=96, num_heads=4)
 )
@@ -58,6 +70,7 @@ CONFIGS = {
     "taehv_decoder": TaehvDecoderConfig(widths=(16, 8, 8, 8)),
     "umt5": Umt5TextEncoderConfig(**UMT5),
     "clip": ClipImageEncoderConfig(**CLIP),
+    "cosmos_dit": CosmosTransformerConfig(network=COSMOS_DIT),
     "cosmos_reason1": CosmosReason1EncoderConfig(**COSMOS_REASON1),
 }
 
