@@ -26,10 +26,10 @@ def normalize_rows(x: Array) -> Array:
     NVIDIA/flashdreams, infra/encoder/text/cosmos_reason1.py.
 
     Args:
-        x: dtype[..., M].
+        x: Of a floating type.  [..., M].
 
     Returns:
-        dtype[..., M].
+        Its shape and type.
     """
     wide = x.astype(jnp.float32)
     # [..., 1] each
@@ -49,7 +49,7 @@ def join_layers(states: Sequence[Array], how: Concatenation, group: int) -> Arra
             has what is left.
 
     Returns:
-        dtype[B, L, C], C a multiple of M: see `joined_width`.
+        dtype[B, L, C], with the C of `joined_width`.
     """
     size = group_size(len(states), how, group)
     groups = [states[i : i + size] for i in range(0, len(states), size)]
