@@ -65,12 +65,15 @@ class WanExperts(Transformer):
     def segments(self, timesteps: np.ndarray) -> Sequence[tuple[int, FlowNetwork]]:
         """Above the boundary the one, at and below it the other.
 
-        Timesteps are compared as the network is given them by the reference, in its
-        dtype: in bfloat16 they are multiples of 4 above 512.
+        The reference compares both in the network's dtype: in bfloat16 they are
+        multiples of 4 above 512, and the boundary 875 is 876.
         """
-        # A numpy dtype of its own, bfloat16 compares by its values.
-        rounded = np.asarray(timesteps).astype(jnp.dtype(self.config.network.dtype))
-        high = rounded.astype(np.float32) > self.config.boundary
+        dtype = jnp.dtype(self.config.network.dtype)
+        rounded, boundary = (
+            np.asarray(x, np.float32).astype(dtype).astype(np.float32)
+            for x in (timesteps, self.config.boundary)
+        )
+        high = rounded > boundary
         count = int(high.sum())
         if not high[:count].all():
             raise ValueError(
