@@ -194,6 +194,12 @@ def rope_table(angles: Array, dtype: DTypeLike) -> RopeTable:
     return RopeTable(jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype))
 
 
+def pad_table(table: RopeTable, length: int) -> RopeTable:
+    """The table with zeros behind it, [..., L, D / 2] to [..., length, D / 2]."""
+    missing = length - table.cos.shape[-2]
+    return RopeTable(*(jnp.pad(x, [(0, 0), (0, missing), (0, 0)]) for x in table))
+
+
 def rotate(features: Array, table: RopeTable, *, interleaved: bool) -> Array:
     """Turns each pair of features by its angle, alike in all heads.
 

@@ -240,14 +240,10 @@ class Runner(Component):
         """The weights that stream, on the device, and the session's beginning."""
         streaming = list(needs.streaming(self.pipeline))
         if session is not None:
-            _log.info(
-                "Resumed at chunk %d; prompt, image and seed are its own.",
-                session.first,
-            )
+            own = "prompt, image and seed are its own"
+            _log.info("Resumed at chunk %d; %s.", session.first, own)
             return self._weights(streaming), session
-        conditions = inputs.conditions
-        if conditions is None:
-            conditions = self._encode(inputs)
+        conditions = inputs.conditions or self._encode(inputs)
         # A size or a condition that does not fit shows in the shapes alone.
         self._needs(conditions).of(streaming).check()
         params = self._weights(streaming)
@@ -348,18 +344,15 @@ class Runner(Component):
         told = self.config.progress is not False
         if told and not self.config.random_weights:
             parts = leaves(self._parts_read(inputs)).values()
-            downloads.announce(
-                str(p.checkpoint_path) for p in parts if p.checkpoint_path
-            )
+            paths = (part.checkpoint_path for part in parts)
+            downloads.announce(filter(None, paths))
         if type(self).encode_conditions is Runner.encode_conditions:
             encode = functools.partial(
                 self.pipeline.encode_conditions, text=inputs.text, image=inputs.image
             )
         else:
             encode = functools.partial(self.encode_conditions, inputs=inputs)
-        shapes = inputs.conditions
-        if shapes is None:
-            shapes = needs.condition_shapes(self.pipeline, encode)
+        shapes = inputs.conditions or needs.condition_shapes(self.pipeline, encode)
         if shapes is None:
             return
         needed = self._needs(shapes).of(self._parts_read(inputs))

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fdjax.attention.kv_cache import KVLayout
-from fdjax.attention.rope import RopeTable, rope_table
+from fdjax.attention.rope import RopeTable, pad_table, rope_table
 from fdjax.axes import Array, Params, PyTree
 from fdjax.contract.conditioner import Conditions
 from fdjax.contract.transformer import Transformer
-from fdjax.streaming import storage
+from fdjax.streaming import patches, storage
 from fdjax.streaming.attention import (
     LayerKV,
     SelfAttentionFn,
@@ -23,12 +23,6 @@ from fdjax.streaming.attention import (
 )
 from fdjax.streaming.cache import KVCache, Residue, StreamCache, Workspace
 from fdjax.streaming.layout import StreamLayout
-from fdjax.streaming.patches import (
-    join_views,
-    patchify,
-    split_views,
-    unpatchify,
-)
 
 
 class StreamingDiT(Transformer):
@@ -229,7 +223,7 @@ class StreamingDiT(Transformer):
             scale = self.layout.guidance_scale
             guided = flow[:, 1] + scale * (flow[:, 0] - flow[:, 1])
         columns = self.layout.grid(workspace.cache.height, workspace.cache.width)[1]
-        return workspace, join_views(guided, columns)
+        return workspace, patches.join_views(guided, columns)
 
     def release(self, workspace: Workspace) -> tuple[StreamCache, Residue]:
         """The cache, and for `commit` the control, or what the last step wrote."""
@@ -333,12 +327,12 @@ class StreamingDiT(Transformer):
 
     def patchify(self, latent: Array) -> Array:
         """[B, T, H, W, C] to [B, L, C * patch volume], features (channel, t, h, w)."""
-        return patchify(latent, self.layout.patch_size)
+        return patches.patchify(latent, self.layout.patch_size)
 
     def unpatchify(self, latent: Array, cache: StreamCache) -> Array:
         """The inverse of `patchify`."""
         sizes = self.layout.len_t, cache.height, cache.width
-        return unpatchify(latent, sizes, self.layout.patch_size)
+        return patches.unpatchify(latent, sizes, self.layout.patch_size)
 
     # Rows: branches of guidance, and views
 
@@ -376,7 +370,7 @@ class StreamingDiT(Transformer):
     def split_views(self, tokens: Array, cache: StreamCache) -> Array:
         """Tokens of a patchified latent by view, [B, V L, ...] to [B, V, L, ...]."""
         _, columns = self.layout.grid(cache.height, cache.width)
-        return split_views(tokens, self.layout.num_views, columns)
+        return patches.split_views(tokens, self.layout.num_views, columns)
 
     def _fold(self, tree: PyTree) -> PyTree:
         """[B, G V, ...] to [B G V, ...] in every leaf."""
@@ -479,12 +473,8 @@ class StreamingDiT(Transformer):
         def table(frames: KVLayout, num_slots: int) -> RopeTable:
             count = frames.ring_tokens(num_chunks)
             table = self._table(cache, frames.slot_positions(count))
-            padding = num_slots - table.cos.shape[-2]
-            # [..., capacity, D / 2] -> [..., S, D / 2]
             # What is padding is zero, whatever its angle.
-            return RopeTable(
-                *(jnp.pad(part, [(0, 0), (0, padding), (0, 0)]) for part in table)
-            )
+            return pad_table(table, num_slots)
 
         return tuple(
             self.layout.rope.rotate(keys, table(frames, keys.shape[1]))

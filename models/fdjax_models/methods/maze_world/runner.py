@@ -44,11 +44,10 @@ class MazeRunner(Runner):
             )
         prompt = self.read_text()
         image = None
-        if config.embeddings_path is not None:
-            pass  # they hold the start
-        elif str(config.image):
+        ready = config.embeddings_path is not None  # and hold the start
+        if str(config.image) and not ready:
             image = self.read_image(config.image)
-        elif config.maze_seed is not None and config.resume is None:
+        elif config.maze_seed is not None and config.resume is None and not ready:
             tokens = text.tokenize_prompt(prompt[0] if prompt else "")
             image = start_image(config.maze_seed, tokens)
         keys = controls.read_keys(controls_text(config.controls))

@@ -1,17 +1,15 @@
 """What the network is steered by in a chunk: the HD map, and once the first frame."""
 
 import dataclasses
-import functools
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 
 from fdjax.axes import Array, Params, PyTree
-from fdjax.contract.component import ParametricComponent
 from fdjax.contract.conditioner import Conditions
-from fdjax.contract.encoder import EncoderConfig, StreamingEncoder
+from fdjax.contract.encoder import EncoderConfig
 from fdjax_models.networks.cosmos_dit.control import CosmosControl
+from fdjax_models.networks.hdmap.wrapper import HdmapWrapper
 from fdjax_models.networks.wan_dit.control import ImageControl
 
 
@@ -29,7 +27,7 @@ class MapCache:
     image: Array | None
 
 
-class MapEncoder(StreamingEncoder):
+class MapEncoder(HdmapWrapper):
     """Encodes HD-map video, and gives the first frame with the first chunk.
 
     Views lie side by side in the width, as the transformer has them. The parameters
@@ -37,20 +35,6 @@ class MapEncoder(StreamingEncoder):
     """
 
     config: "MapEncoderConfig"
-
-    @functools.cached_property
-    def hdmap(self) -> StreamingEncoder:
-        """Encodes the map."""
-        return self.config.hdmap.setup()
-
-    @property
-    def params_owner(self) -> ParametricComponent:
-        """Whoever owns the HD-map encoder's parameters."""
-        return self.hdmap.params_owner
-
-    def init_params(self, key: jax.Array) -> Params:
-        """Random parameters of the HD-map encoder."""
-        return self.hdmap.init_params(key)
 
     def initialize_cache(
         self, params: Params, conditions: Conditions, height: int, width: int

@@ -7,13 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fdjax.attention.rope import Rope3D
 from fdjax.axes import Array, Params
-from fdjax.config import DTypeName
 from fdjax.contract.conditioner import Conditions
-from fdjax.contract.transformer import TransformerConfig
 from fdjax.streaming.attention import SelfAttentionFn
 from fdjax.streaming.cache import Residue, StreamCache, Workspace
+from fdjax.streaming.config import StreamingDiTConfig
 from fdjax.streaming.dit import StreamingDiT
 from fdjax.streaming.layout import StreamLayout
 from fdjax_models.networks.cosmos_dit.config import COSMOS_2B, CosmosDiTConfig
@@ -170,7 +168,7 @@ class CosmosTransformer(StreamingDiT):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CosmosTransformerConfig(TransformerConfig):
+class CosmosTransformerConfig(StreamingDiTConfig):
     """Config of `CosmosTransformer`; `_t` counts latent frames."""
 
     _target: type = CosmosTransformer
@@ -178,25 +176,11 @@ class CosmosTransformerConfig(TransformerConfig):
     network: CosmosDiTConfig = COSMOS_2B
     """Sizes of the network."""
 
-    checkpoint_path: str | None = None
-    """Published or converted checkpoint: a path, a URL, or a Hugging Face file."""
-
     len_t: int = 24
     """Latent frames of one chunk."""
 
     window_size_t: int = 24
     """Newest latent frames that self-attention sees, the current chunk included."""
-
-    sink_size_t: int = 0
-    """First latent frames that self-attention sees for ever, besides the window."""
-
-    guidance_scale: float = 1.0
-    """Classifier-free guidance, u + g (c - u); 1 is off, above 1 needs a negative
-    prompt."""
-
-    apply_rope_before_kvcache: bool = True
-    """True: keys are cached at their absolute time. False: cache-relative time, keys
-    are cached unrotated and turned once per chunk."""
 
     h_extrapolation_ratio: float = 3.0
     """NTK ratio of the rotary embedding over rows."""
@@ -215,14 +199,6 @@ class CosmosTransformerConfig(TransformerConfig):
     cameras: tuple[int, ...] = (0,)
     """Index of each view's camera, from left to right; one view, or several for a
     network with `num_cameras`."""
-
-    slot_multiple: int | None = None
-    """The key/value cache is padded to a multiple of this many tokens; None: 128 on a
-    GPU, where attention gains from it, else 1."""
-
-    kv_dtype: DTypeName | None = None
-    """Dtype of the key/value cache; None: that of the network. "float8_e4m3fn" halves
-    its memory, and attention runs in 8 bits, faster on a Hopper GPU."""
 
     def __post_init__(self) -> None:
         # Made here once, so that sizes which cannot work together are refused early.
@@ -251,29 +227,9 @@ class CosmosTransformerConfig(TransformerConfig):
         Raises:
             ValueError: The sizes cannot work together.
         """
-        network = self.network
-        return StreamLayout(
-            channels=network.out_dim,
-            patch_size=network.patch_size,
-            num_layers=network.num_layers,
-            num_heads=network.num_heads,
-            rope=Rope3D(
-                head_dim=network.head_dim,
-                interleaved=False,
-                extrapolation=(
-                    1.0,
-                    self.h_extrapolation_ratio,
-                    self.w_extrapolation_ratio,
-                ),
-            ),
-            dtype=network.dtype,
-            len_t=self.len_t,
-            window_size_t=self.window_size_t,
-            sink_size_t=self.sink_size_t,
-            cache_relative=not self.apply_rope_before_kvcache,
-            guidance_scale=self.guidance_scale,
-            slot_multiple=self.slot_multiple,
-            kv_dtype=self.kv_dtype,
+        return self.stream_layout(
+            self.network,
+            interleaved=False,
             num_views=len(self.cameras),
             skip_finalize=self.skip_finalize_kv_cache,
         )

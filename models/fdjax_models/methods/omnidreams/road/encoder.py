@@ -1,21 +1,20 @@
 """An encoder in front of the HD-map encoder: steering and throttle in, map inside."""
 
 import dataclasses
-import functools
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from fdjax.axes import Array, Params, PyTree
-from fdjax.contract.component import ParametricComponent
 from fdjax.contract.conditioner import Conditions
-from fdjax.contract.encoder import EncoderConfig, StreamingEncoder
+from fdjax.contract.encoder import EncoderConfig
 from fdjax_models.methods.omnidreams.road import vehicle
 from fdjax_models.methods.omnidreams.road.camera import CAMERAS, FRONT
 from fdjax_models.methods.omnidreams.road.rendering import render_frames
 from fdjax_models.methods.omnidreams.road.world import make_world, start
 from fdjax_models.networks.hdmap.video import PIXELS_PER_LATENT, num_frames
+from fdjax_models.networks.hdmap.wrapper import HdmapWrapper
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -35,7 +34,7 @@ class DriveCache:
     size: tuple[int, int] = flax.struct.field(pytree_node=False)
 
 
-class DriveEncoder(StreamingEncoder):
+class DriveEncoder(HdmapWrapper):
     """Drives a car through a procedural world, and encodes the maps that it sees.
 
     The car is in the cache: a session that is forked or undone has its own. The
@@ -43,20 +42,6 @@ class DriveEncoder(StreamingEncoder):
     """
 
     config: "DriveEncoderConfig"
-
-    @functools.cached_property
-    def hdmap(self) -> StreamingEncoder:
-        """Encodes the maps."""
-        return self.config.hdmap.setup()
-
-    @property
-    def params_owner(self) -> ParametricComponent:
-        """Whoever owns the HD-map encoder's parameters."""
-        return self.hdmap.params_owner
-
-    def init_params(self, key: jax.Array) -> Params:
-        """Random parameters of the HD-map encoder."""
-        return self.hdmap.init_params(key)
 
     def initialize_cache(
         self, params: Params, conditions: Conditions, height: int, width: int
