@@ -80,8 +80,8 @@ class StreamLayout:
             return
         if self.kv_dtype != float8.DTYPE:
             raise ValueError(
-                f"kv_dtype must be {float8.DTYPE}, or None for the dtype, got "
-                f"{self.kv_dtype!r}."
+                f"kv_dtype must be {float8.DTYPE}, or None for that of the network, "
+                f"got {self.kv_dtype!r}."
             )
         if self.cache_relative:
             raise ValueError(
