@@ -169,7 +169,7 @@ class Runner(Component):
         inputs = self.prepare()
         if config.save_embeddings_path is not None:
             conditioner = self.pipeline.conditioner
-            return embeddings.keep(config, conditioner, self._encode(inputs))
+            return embeddings.keep(config, conditioner, self.encode(inputs))
         session = None
         if config.resume is not None:
             session = stream.resume(config.resume, self.pipeline)
@@ -242,18 +242,18 @@ class Runner(Component):
         if session is not None:
             own = "prompt, image and seed are its own"
             _log.info("Resumed at chunk %d; %s.", session.first, own)
-            return self._weights(streaming), session
-        conditions = inputs.conditions or self._encode(inputs)
+            return self.weights(streaming), session
+        conditions = inputs.conditions or self.encode(inputs)
         # A size or a condition that does not fit shows in the shapes alone.
         self._needs(conditions).of(streaming).check()
-        params = self._weights(streaming)
+        params = self.weights(streaming)
         cache = self._initialize_cache(params, conditions)
         return params, stream.Session(self.pipeline, cache)
 
-    def _encode(self, inputs: RunnerInputs) -> Conditions:
+    def encode(self, inputs: RunnerInputs) -> Conditions:
         """The conditions; the encoders' weights are held no longer than that."""
         weights = conditions_store.WeightsOnDemand(
-            self._weights, list(needs.one_shot(self.pipeline))
+            self.weights, list(needs.one_shot(self.pipeline))
         )
         conditions = self.encode_conditions(weights, inputs)
         if not self.config.allow_nonfinite:
@@ -364,7 +364,7 @@ class Runner(Component):
         size = self.config.pixel_height, self.config.pixel_width
         return needs.of_rollout(self.pipeline, self._initialize_cache, conditions, size)
 
-    def _weights(self, only: Sequence[str]) -> Params:
+    def weights(self, only: Sequence[str]) -> Params:
         if not only:
             return {}
         parts = self.pipeline.components

@@ -1,0 +1,189 @@
+"""The model that a server runs: loaded once, asked for sessions and pictures."""
+
+import contextlib
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fdjax.axes import Params, PyTree
+from fdjax.contract.conditioner import Conditions
+from fdjax.run import conditions_store, media, needs
+from fdjax.run.inputs import RunnerInputs
+from fdjax.run.runner import Runner
+from fdjax.run.steering import Steering
+from fdjax.session.handle import Session
+
+_MOST_SEEDS = 2**31
+
+Progress = Callable[[str, float], None]
+"""Is told what is being done, and which part of all is behind it, in [0, 1]."""
+
+
+class Model:
+    """A method with its weights; everything here runs on the engine's thread."""
+
+    def __init__(self, runner: Runner, inputs: RunnerInputs) -> None:
+        """Loads nothing.
+
+        Args:
+            runner: Of the method.
+            inputs: From `Runner.prepare`.
+
+        Raises:
+            ValueError: The method makes no video.
+        """
+        if runner.pipeline.decoder is None:
+            raise ValueError(
+                f"{runner.config.runner_name} gives latents, which no page can show; "
+                "serve a method with a decoder."
+            )
+        self.runner, self.inputs = runner, inputs
+        self.steering: Steering = runner.steering(inputs)
+        self._params: Params = {}
+        self._encoders: Any = {}
+        self._first: Conditions | None = None
+
+    @property
+    def name(self) -> str:
+        """Slug of the method."""
+        return self.runner.config.runner_name
+
+    @property
+    def fps(self) -> float:
+        """Frames per second that it is shown at."""
+        return self.runner.config.fps
+
+    @property
+    def prompt(self) -> str:
+        """The prompt of a session that gives none; "" where there is none."""
+        return self.inputs.text[0] if self.inputs.text else ""
+
+    @property
+    def takes_prompt(self) -> bool:
+        """Whether prompts can be given and changed."""
+        conditioner = self.runner.pipeline.conditioner
+        return conditioner is not None and bool(self.inputs.text)
+
+    def load(self, progress: Progress) -> None:
+        """Loads the weights, and compiles what sessions run."""
+        pipeline = self.runner.pipeline
+        progress("Encoding the first prompt", 0.05)
+        self._encoders = conditions_store.WeightsOnDemand(
+            self.runner.weights, list(needs.one_shot(pipeline))
+        )
+        self._first = self.inputs.conditions or self.encode(self.prompt)[0]
+        progress("Loading weights", 0.15)
+        self._params = self.runner.weights(list(needs.streaming(pipeline)))
+        progress("Compiling the first chunk", 0.3)
+        session, state = self.begin(None, 0), self.steering.start
+        for part in (0.55, 0.8):
+            state, control = self.steering.control(state, "")
+            pixels(session.tick(control))
+            progress("Compiling the next chunks", part)
+        progress("Compiling undo and fork", 0.9)
+        session.fork().undo()
+        session.close()
+
+    def encode(self, prompt: str) -> tuple[Conditions, tuple[str, ...]]:
+        """The conditions of a prompt, and what was warned of about it.
+
+        Raises:
+            ValueError: The method takes no prompt, or not this one.
+        """
+        inputs = self.inputs
+        if prompt != self.prompt:
+            if not self.takes_prompt:
+                raise ValueError(f"{self.name} takes no prompt.")
+            if not prompt.strip():
+                raise ValueError("The prompt must not be empty.")
+            inputs = dataclasses.replace(inputs, text=(prompt,))
+        with _warnings_of_this_thread() as notes:
+            conditions = self.runner.encode_conditions(self._encoders, inputs)
+        return conditions, tuple(notes)
+
+    def begin(self, prompt: str | None, seed: int) -> Session:
+        """A session before its first chunk.
+
+        Args:
+            prompt: None for that of the command line.
+            seed: Of the noise.
+        """
+        config = self.runner.config
+        first = self._first
+        if first is None or prompt not in (None, self.prompt):
+            first = self.encode(prompt or "")[0]
+        # Of an image its own size counts, as in a run.
+        sized = first.image is not None
+        return Session(
+            self.runner.pipeline,
+            self._params,
+            conditions=first,
+            pixel_height=None if sized else config.pixel_height,
+            pixel_width=None if sized else config.pixel_width,
+            key=jax.random.key(seed % _MOST_SEEDS),
+        )
+
+
+@jax.jit
+def _prepared(output: PyTree) -> tuple[list[jax.Array], jax.Array]:
+    """Its videos as bytes, and whether they are finite."""
+    videos = [leaf for leaf in jax.tree.leaves(output) if _is_video(leaf)]
+    finite = jnp.array([jnp.isfinite(video).all() for video in videos]).all()
+    # Of the first session: [B, T, H, W, 3] -> [T, H, W, 3]
+    return [media.to_uint8(video[0]) for video in videos], finite
+
+
+def pixels(output: PyTree) -> np.ndarray:
+    """The video of a chunk, several views side by side; waits for it.
+
+    Args:
+        output: What `generate` gives of one session.
+
+    Returns:
+        uint8[T, H, W, 3].
+
+    Raises:
+        ValueError: There is none.
+        FloatingPointError: It is not finite.
+    """
+    if not any(map(_is_video, jax.tree.leaves(output))):
+        raise ValueError("The method makes no video, which no page can show.")
+    videos, finite = jax.device_get(_prepared(output))
+    if not finite:
+        raise FloatingPointError("the chunk is NaN or infinite")
+    tallest = max(video.shape[1] for video in videos)
+    # Each view [T, H, W, 3], black below where others are taller
+    padded = [
+        np.pad(video, [(0, 0), (0, tallest - video.shape[1]), (0, 0), (0, 0)])
+        for video in videos
+    ]
+    return np.concatenate(padded, axis=2)
+
+
+def _is_video(leaf: Any) -> bool:
+    return leaf.ndim == 5 and leaf.shape[-1] == 3
+
+
+@contextlib.contextmanager
+def _warnings_of_this_thread() -> Iterator[list[str]]:
+    """What is logged within as a warning, by this thread."""
+    found: list[str] = []
+    thread = threading.get_ident()
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.thread == thread:
+                found.append(record.getMessage())
+
+    handler = Collector(logging.WARNING)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield found
+    finally:
+        logging.getLogger().removeHandler(handler)

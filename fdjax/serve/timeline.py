@@ -1,0 +1,144 @@
+"""One timeline of a live session: its chunks, what steered them, and the way back."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from fdjax.axes import PyTree
+from fdjax.serve import model as model_lib
+from fdjax.serve.model import Model
+from fdjax.serve.pictures import Picture
+from fdjax.session.handle import Session
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """What is kept of a chunk.
+
+    Attributes:
+        keys: That were held.
+        prompt: It was made with.
+        before: Steering's state before it.
+        last: Its last frame, which is shown again after undo; None where undo does not
+            reach.
+    """
+
+    keys: str
+    prompt: str
+    before: PyTree
+    last: Picture | None
+
+
+class Timeline:
+    """A session and what the server must know about its chunks."""
+
+    def __init__(self, model: Model, session: Session, prompt: str, name: str) -> None:
+        """Begins where the session has no chunk."""
+        self.model, self.session, self.name = model, session, name
+        self.prompt = prompt
+        self.epoch = 0
+        self.state: PyTree = model.steering.start
+        self.chunks: list[Chunk] = []
+        self._undone: list[Chunk] = []
+
+    def tick(self, keys: str) -> np.ndarray:
+        """Makes one chunk.
+
+        Args:
+            keys: That are held.
+
+        Returns:
+            Its video.  uint8[T, H, W, 3].
+
+        Raises:
+            IndexError: The method's controls have ended.
+            ValueError, FloatingPointError: The chunk could not be made.
+        """
+        before = self.state
+        state, control = self.model.steering.control(before, keys)
+        video = model_lib.pixels(self.session.tick(control))
+        self._undone.clear()
+        self._keep(keys, self.prompt, state, video)
+        return video
+
+    def undo(self, num_chunks: int) -> None:
+        """Goes back; what was on its way to a page is stale then.
+
+        Raises:
+            ValueError: More than are kept.
+        """
+        self.session.undo(num_chunks)
+        for _ in range(num_chunks):
+            chunk = self.chunks.pop()
+            self.state, self.prompt = chunk.before, chunk.prompt
+            self._undone.append(chunk)
+        self.epoch += 1
+
+    def redo(self, num_chunks: int) -> list[np.ndarray]:
+        """Makes undone chunks again; their videos.
+
+        Raises:
+            ValueError: More than were undone.
+        """
+        videos = []
+        for output in self.session.redo(num_chunks):
+            chunk, video = self._undone.pop(), model_lib.pixels(output)
+            state, _ = self.model.steering.control(chunk.before, chunk.keys)
+            self.prompt = chunk.prompt
+            self._keep(chunk.keys, chunk.prompt, state, video)
+            videos.append(video)
+        return videos
+
+    def switch_prompt(self, prompt: str, num_chunks: int, blend: str) -> list[str]:
+        """Another prompt from the next chunk on; what is to be said about it.
+
+        Raises:
+            ValueError: The method does not take it.
+        """
+        conditions, notes = self.model.encode(prompt)
+        self.session.switch_prompt(conditions, num_chunks, blend)
+        self._undone.clear()
+        self.prompt = prompt
+        return list(notes)
+
+    def fork(self, name: str, epoch: int) -> "Timeline":
+        """Another timeline with the same past.
+
+        Args:
+            name: Of the new one.
+            epoch: Above that of whatever had the name before.
+        """
+        other = Timeline(self.model, self.session.fork(), self.prompt, name)
+        other.epoch, other.state = epoch, self.state
+        other.chunks, other._undone = list(self.chunks), list(self._undone)
+        return other
+
+    @property
+    def last(self) -> Picture | None:
+        """The newest frame, if there is one."""
+        return self.chunks[-1].last if self.chunks else None
+
+    def summary(self) -> dict[str, Any]:
+        """Where it stands, for the page."""
+        return {
+            "timeline": self.name,
+            "epoch": self.epoch,
+            "committed": len(self.chunks),
+            "undo_limit": self.session.undo_limit,
+            "redo_limit": self.session.redo_limit,
+            "prompt": self.prompt,
+            "state": self.session.state.value,
+        }
+
+    def _keep(self, keys: str, prompt: str, state: PyTree, video: np.ndarray) -> None:
+        chunk = Chunk(
+            keys=keys, prompt=prompt, before=self.state, last=Picture(video[-1].copy())
+        )
+        self.chunks.append(chunk)
+        self.state = state
+        # Undo reaches the chunks of the journal, and the one before shows their start.
+        forgotten = len(self.chunks) - self.session.undo_limit - 2
+        if forgotten >= 0 and self.chunks[forgotten].last is not None:
+            old = self.chunks[forgotten]
+            self.chunks[forgotten] = dataclasses.replace(old, last=None)
