@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import math
 import os
 import pathlib
 import re
@@ -42,10 +41,10 @@ from fdjax.run import (
 from fdjax.run.inputs import RunnerInputs, RunnerResult
 from fdjax.run.outputs import Arrangement, OutputWriter
 from fdjax.run.report import RunReport
+from fdjax.run.start_image import Fit, read_start_image
 from fdjax.run.writer import NullWriter
 
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SEEN_STRETCH = 0.05  # of proportions; rounding to a network's patches changes less
 _LARGEST_SIDE = 16384  # pixels; what H.264 holds
 _LARGEST_RATE = 1000  # frames per second
 _log = logging.getLogger(__name__)
@@ -111,31 +110,18 @@ class Runner(Component):
         self,
         path: str | pathlib.Path,
         method: str = "bilinear",
-        size: tuple[int, int] | None = None,
+        fit: Fit = "stretch",
+        multiples: tuple[int, int] = (1, 1),
     ) -> np.ndarray:
-        """An image or a video's first frame at the size of the run, in [-1, 1].
+        """An image or a video's first frame for this run, in [-1, 1].
 
-        Args:
-            path: A file or an http(s) URL.
-            method: See `fdjax.run.media.resize`.
-            size: Height and width; None: those of the config.
+        Of the size of the config, but where `fit` is "keep": see `read_start_image`.
 
         Returns:
             float32[1, H, W, 3].
         """
-        image = media.read_first_frame(path)
-        size = size or (self.config.pixel_height, self.config.pixel_width)
-        height, width = image.shape[:2]
-        if (height, width) != size:
-            stretch = (size[0] * width) / (size[1] * height)
-            changed = abs(math.log(stretch)) > _SEEN_STRETCH
-            _log.log(
-                logging.WARNING if changed else logging.INFO,
-                "%s is %d x %d, resized to %d x %d%s.",
-                *(path, height, width, *size),
-                ": its proportions change" if changed else "",
-            )
-        return media.from_uint8(media.resize(image, *size, method))[None]
+        size = self.config.pixel_height, self.config.pixel_width
+        return read_start_image(path, size, fit=fit, method=method, multiples=multiples)
 
     # The run
 

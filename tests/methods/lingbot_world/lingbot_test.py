@@ -123,6 +123,26 @@ def test_the_lens_follows_the_size_of_the_video(tmp_path):
     np.testing.assert_allclose(camera.intrinsics[0, 0], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("fit", "size", "lens"),
+    [
+        ("stretch", (32, 48), (30.0, 40, 24, 16)),
+        ("crop", (32, 48), (40.0, 40, 24, 16)),
+        ("pad", (32, 48), (30.0, 30, 24, 16)),
+        ("keep", (16, 48), (30.0, 20, 24, 8)),
+    ],
+)
+def test_the_lens_follows_what_the_picture_fits(tmp_path, fit, size, lens):
+    """A picture and a lens of 40 x 80; of its shape, what is nearest in patches."""
+    given = files(tmp_path, turning(9), np.array([50.0, 50, 40, 20]))
+    Image.fromarray(np.zeros((40, 80, 3), np.uint8)).save(tmp_path / "wide.png")
+    image = {"image": str(tmp_path / "wide.png"), "fit": fit}
+    capture = {"capture_height": 40, "capture_width": 80}
+    inputs = tiny(tmp_path, **given, **image, **capture).setup().read_inputs()
+    assert inputs.image.shape == (1, *size, 3)
+    np.testing.assert_allclose(inputs.controls[0].intrinsics[0, 0], lens, rtol=1e-6)
+
+
 def test_opengl_and_world_scale(tmp_path):
     plain = tiny(tmp_path, **files(tmp_path, turning(9))).setup().read_inputs()
     flipped = turning(9) * np.array([1.0, -1, -1, 1])

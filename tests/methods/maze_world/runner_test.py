@@ -70,6 +70,17 @@ def test_an_image_of_another_size_is_resized_with_a_note(tmp_path, caplog):
     assert "resized to 96 x 160" in caplog.text
 
 
+def test_proportions_are_kept_where_that_is_asked_for(tmp_path):
+    path = tmp_path / "start.png"
+    Image.fromarray(np.full((96, 120, 3), 200, np.uint8)).save(path)
+    whole, cut, barred = (
+        read(tmp_path, image=str(path), fit=fit).image[0, 0, :, 0]
+        for fit in ("stretch", "crop", "pad")
+    )
+    assert whole.min() == cut.min() == barred.max() > 0.5
+    assert (barred == -1).sum() == 40
+
+
 def test_controls_from_a_file(tmp_path):
     path = tmp_path / "keys.txt"
     path.write_text("w*4 a*4\n")
@@ -84,6 +95,8 @@ def test_controls_from_a_file(tmp_path):
         ({"controls": "w*4 q*2"}, ValueError, "'q'"),
         ({"controls": "missing.txt"}, FileNotFoundError, "missing.txt"),
         ({"image": "missing.png"}, FileNotFoundError, "missing.png"),
+        ({"fit": "keep"}, ValueError, "stretch, crop or pad"),
+        ({"fit": "croq"}, TypeError, "fit must be one of 'stretch', 'crop'"),
         ({"prompt": ""}, ValueError, "prompt"),
         ({"pixel_height": 104}, ValueError, "96 and 160"),
         ({"maze_seed": 2**32}, TypeError, "maze_seed must be an integer from 0 to"),

@@ -4,8 +4,6 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import numpy as np
-
 from fdjax.run.inputs import LazySequence, RunnerInputs
 from fdjax.run.keys import controls_text
 from fdjax_models.methods.lingbot_world import paths, plot, trajectory
@@ -18,6 +16,7 @@ class LingBotRunner(WanRunner):
     """Starts from an image and walks along a recorded or written path."""
 
     config: "LingBotRunnerConfig"
+    resampling = "bicubic"  # as the model was fed
 
     def read_inputs(self) -> RunnerInputs:
         """The prompt, the first frame, and the camera of every chunk.
@@ -29,7 +28,9 @@ class LingBotRunner(WanRunner):
         self._check_size()
         text = self.read_text()
         segments = self._segments()
-        camera = self._trajectory(segments)
+        image = self._read_start()
+        _, height, width, _ = image.shape
+        camera = self._trajectory(segments, (height, width))
         len_t = self._len_t
         needed = camera.num_chunks(len_t)
         if segments is None and needed < self.config.total_blocks:
@@ -45,7 +46,7 @@ class LingBotRunner(WanRunner):
 
         return RunnerInputs(
             text=text,
-            image=self._read_start(),
+            image=image,
             controls=LazySequence(needed, lambda index: camera.chunk(index, len_t)),
             label=label,
             pictures={"camera": plot.draw(camera.poses, self.config.fps)},
@@ -56,17 +57,9 @@ class LingBotRunner(WanRunner):
         transformer: Any = self.config.pipeline.diffusion_model.transformer
         return int(transformer.len_t)
 
-    def _read_start(self) -> np.ndarray:
-        """The image, resized as the model was fed: bicubic, proportions not kept."""
-        path = self.config.image
-        if not str(path) and self.config.random_weights:
-            path = tiny.STAND_IN
-        if not str(path):
-            raise ValueError(
-                f"{self.config.runner_name} starts from an image: set image to a file "
-                "or a URL."
-            )
-        return self.read_image(path, "bicubic")
+    def _stand_in(self) -> str:
+        """A ramp for random weights, which show nothing of a picture."""
+        return tiny.STAND_IN if self.config.random_weights else ""
 
     def _segments(self) -> tuple[paths.Segment, ...] | None:
         """The written path; None where a recorded one is given."""
@@ -82,10 +75,9 @@ class LingBotRunner(WanRunner):
         return paths.read_controls(controls_text(config.controls), config.fps)
 
     def _trajectory(
-        self, segments: tuple[paths.Segment, ...] | None
+        self, segments: tuple[paths.Segment, ...] | None, size: tuple[int, int]
     ) -> trajectory.Trajectory:
         config = self.config
-        size = config.pixel_height, config.pixel_width
         captured = config.capture_height, config.capture_width
         scale = config.world_scale
         if segments is None:
@@ -95,6 +87,7 @@ class LingBotRunner(WanRunner):
                 len_t=self._len_t,
                 size=size,
                 captured=captured,
+                fit=config.fit,
                 opengl=config.opengl,
                 world_scale=scale,
             )
@@ -105,7 +98,12 @@ class LingBotRunner(WanRunner):
         chunks = min(-(-latents // self._len_t), config.total_blocks)
         poses = paths.walk(segments, frames_of(chunks * self._len_t))
         return trajectory.written(
-            poses, config.intrinsics, size=size, captured=captured, world_scale=scale
+            poses,
+            config.intrinsics,
+            size=size,
+            captured=captured,
+            fit=config.fit,
+            world_scale=scale,
         )
 
 

@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 
 from fdjax.checkpoint import fetch
+from fdjax.run.start_image import Fit, whole_size
 from fdjax_models.networks.camera import poses as camera_poses
 from fdjax_models.networks.camera.encoder import CameraInput
 
@@ -54,6 +55,7 @@ def recorded(
     len_t: int,
     size: tuple[int, int],
     captured: tuple[int, int] = CAPTURED,
+    fit: Fit = "stretch",
     opengl: bool = False,
     world_scale: float | None = None,
 ) -> Trajectory:
@@ -66,6 +68,7 @@ def recorded(
         len_t: Latent frames of a chunk.
         size: Height and width of the video.
         captured: Height and width that the intrinsics are for.
+        fit: How the picture was brought to the size of the video.
         opengl: The camera of the poses looks along -z with y up.
         world_scale: Length that the network calls 1; None: the longest step.
 
@@ -76,7 +79,7 @@ def recorded(
     given = camera_poses.check_poses(_load(poses), str(poses))
     if opengl:
         given = camera_poses.from_opengl(given)
-    lens = _lens(intrinsics, len(given), size, captured)
+    lens = _lens(intrinsics, len(given), size, captured, fit)
     fitted = camera_poses.fit_to_chunks(given, len_t)
     scale = camera_poses.world_scale(fitted) if world_scale is None else world_scale
     return Trajectory(fitted, lens[: len(fitted)], scale)
@@ -88,10 +91,11 @@ def written(
     *,
     size: tuple[int, int],
     captured: tuple[int, int] = CAPTURED,
+    fit: Fit = "stretch",
     world_scale: float | None = None,
 ) -> Trajectory:
     """A trajectory from poses that were made here; arguments as in `recorded`."""
-    lens = _lens(intrinsics, len(poses), size, captured)
+    lens = _lens(intrinsics, len(poses), size, captured, fit)
     return Trajectory(poses, lens, 1.0 if world_scale is None else world_scale)
 
 
@@ -100,12 +104,15 @@ def _lens(
     num_poses: int,
     size: tuple[int, int],
     captured: tuple[int, int],
+    fit: Fit,
 ) -> np.ndarray:
     """Intrinsics of each pose, for the video's size.  float64[T, 4]."""
     given = _load(path) if str(path) else np.array(LENS)
     name = str(path) or "intrinsics"
     lens = camera_poses.check_intrinsics(given, num_poses, name)
     height, width = captured if str(path) else CAPTURED
+    if not str(path) and fit != "stretch":
+        fit = "crop"  # no picture's own lens, but one of square pixels
     centre = lens[:, 2:]
     if (centre <= 0).any() or (centre >= [width, height]).any():
         raise ValueError(
@@ -113,7 +120,8 @@ def _lens(
             f"near, got the centre {lens[0, 2:].tolist()}; set capture_height and "
             "capture_width to the size of the recording."
         )
-    return camera_poses.transform_intrinsics(lens, (height, width), size)
+    whole = whole_size((height, width), size, fit)
+    return camera_poses.transform_intrinsics(lens, (height, width), whole, size)
 
 
 def _load(path: str | pathlib.Path) -> np.ndarray:

@@ -12,6 +12,7 @@ from fdjax.config import Seed, derive_config
 from fdjax.run.inputs import LazySequence, RunnerInputs
 from fdjax.run.keys import controls_text
 from fdjax.run.runner import Runner, RunnerConfig
+from fdjax.run.start_image import Fit, StartImage
 from fdjax_models.methods.maze_world import controls, rendering, simulator, text
 
 _log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class MazeRunner(Runner):
         prompt = self.read_text()
         image = None
         if str(config.image):
-            image = self.read_image(config.image)
+            image = self.read_image(config.image, fit=config.fit)
         elif config.maze_seed is not None and config.resume is None:
             tokens = text.tokenize_prompt(prompt[0] if prompt else "")
             image = start_image(config.maze_seed, tokens)
@@ -104,7 +105,7 @@ def _first_view(key: jax.Array, tokens: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MazeRunnerConfig(RunnerConfig):
+class MazeRunnerConfig(RunnerConfig, StartImage):
     """Config of `MazeRunner`."""
 
     _target: type = MazeRunner
@@ -116,8 +117,9 @@ class MazeRunnerConfig(RunnerConfig):
     """Keys and for how many frames: w forward, s back, a turn left, d turn right,
     . none; "wa*8" holds two. Or a .txt file that says so."""
 
-    image: str | pathlib.Path = ""
-    """First frame; another size than 96 x 160 is resized. Empty: none."""
+    fit: Fit = "stretch"
+    """An image of other proportions than 96 x 160: "stretch" changes them, "crop" cuts
+    its middle out, "pad" puts black bars beside it. It has one size: no "keep"."""
 
     maze_seed: Seed | None = None
     """Start from this maze of the simulator, in the prompt's style; None: do not."""
@@ -136,6 +138,14 @@ class MazeRunnerConfig(RunnerConfig):
 
     conditions_cache: bool = False
     """Keep encoded prompts and images on disk; here encoding them takes no time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fit == "keep":
+            raise ValueError(
+                "fit must be stretch, crop or pad: the video of maze-world has one "
+                "size, 96 x 160, got keep."
+            )
 
     def tiny(self) -> RunnerConfig:
         """The same path through a network of two narrow layers."""
