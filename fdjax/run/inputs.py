@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from fdjax.axes import PyTree
+from fdjax.run.controls import Controls
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class RunnerInputs:
         image: First frame in [-1, 1], float[1, H, W, 3], or None.
         controls: One input per chunk of the session for the pipeline's encoder, or
             None. The rollout ends where they end; `LazySequence` makes them one by one.
+        script: What the config's `controls` say, of which the run takes the prompts and
+            the length; from `Runner.read_controls`.
         label: What the contact sheet says of a frame besides its number, such as the
             keys that were held: `label(chunk, frame)`, both in the session's count.
         pictures: More pictures for the folder, uint8[H, W, 3], by what they show: the
@@ -31,6 +34,7 @@ class RunnerInputs:
     text: tuple[str, ...] | None = None
     image: ArrayLike | None = None
     controls: Sequence[PyTree] | None = None
+    script: Controls | None = None
     label: Callable[[int, int], str] | None = None
     pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     extra: Any = None

@@ -17,15 +17,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from fdjax import config as config_lib
 from fdjax.axes import Params, PyTree
 from fdjax.checkpoint import address, files
 from fdjax.checkpoint.store import param_shapes
-from fdjax.config import Component, InstantiateConfig, Seed
+from fdjax.config import InstantiateConfig, Seed
 from fdjax.contract.conditioner import Conditions
-from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
+from fdjax.engine.pipeline import StreamInferencePipelineConfig
 from fdjax.run import (
     conditions_store,
     downloads,
@@ -38,10 +37,12 @@ from fdjax.run import (
     stats,
     stream,
 )
+from fdjax.run.controls import FOREVER, End
 from fdjax.run.inputs import RunnerInputs, RunnerResult
 from fdjax.run.outputs import Arrangement, OutputWriter
+from fdjax.run.prompts import encode_prompts
+from fdjax.run.reading import InputReader
 from fdjax.run.report import RunReport
-from fdjax.run.start_image import Fit, read_start_image
 from fdjax.run.writer import NullWriter
 
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -50,15 +51,10 @@ _LARGEST_RATE = 1000  # frames per second
 _log = logging.getLogger(__name__)
 
 
-class Runner(Component):
+class Runner(InputReader):
     """Makes one video and its reports."""
 
     config: "RunnerConfig"
-
-    @functools.cached_property
-    def pipeline(self) -> StreamInferencePipeline:
-        """The pipeline that the config describes."""
-        return self.config.pipeline.setup()
 
     # What methods override
 
@@ -68,7 +64,7 @@ class Runner(Component):
         Raises:
             ValueError, FileNotFoundError: An input is wrong or missing.
         """
-        return RunnerInputs(text=self.read_text())
+        return RunnerInputs(text=self.read_text(), script=self.read_controls())
 
     def encode_conditions(self, params: Params, inputs: RunnerInputs) -> Conditions:
         """What the rollout is conditioned on.
@@ -86,42 +82,6 @@ class Runner(Component):
         return conditions_store.cached(conditioner).encode(
             params, text=inputs.text, image=inputs.image
         )
-
-    # Helpers for methods
-
-    def read_text(self) -> tuple[str, ...] | None:
-        """The prompt, from the text or the file that the config gives.
-
-        Raises:
-            ValueError: It is empty, or this pipeline takes no prompt.
-            FileNotFoundError: The prompt file is missing.
-        """
-        conditioner = self.pipeline.conditioner
-        if conditioner is not None and conditioner.takes_text:
-            return (files.read_prompt(self.config.prompt),)
-        if str(self.config.prompt):
-            raise ValueError(
-                f"{self.config.runner_name} takes no prompt: its pipeline has no text "
-                f"encoder; got prompt {str(self.config.prompt)!r}."
-            )
-        return None
-
-    def read_image(
-        self,
-        path: str | pathlib.Path,
-        method: str = "bilinear",
-        fit: Fit = "stretch",
-        multiples: tuple[int, int] = (1, 1),
-    ) -> np.ndarray:
-        """An image or a video's first frame for this run, in [-1, 1].
-
-        Of the size of the config, but where `fit` is "keep": see `read_start_image`.
-
-        Returns:
-            float32[1, H, W, 3].
-        """
-        size = self.config.pixel_height, self.config.pixel_width
-        return read_start_image(path, size, fit=fit, method=method, multiples=multiples)
 
     # The run
 
@@ -155,7 +115,7 @@ class Runner(Component):
                 if first
                 else "The controls must span at least one chunk, got none."
             )
-        params, session = self._begin(inputs, session)
+        params, session = self._begin(inputs, session, num_chunks)
         folder = pathlib.Path(os.path.expanduser(config.output_dir))
         with contextlib.ExitStack() as stack:
             name = config.output_name
@@ -178,6 +138,8 @@ class Runner(Component):
         _ = self.pipeline.components
         self.pipeline.latent_size(config.pixel_height, config.pixel_width)
         inputs = self.read_inputs()
+        if str(config.controls) and inputs.script is None:
+            raise ValueError(f"{config.runner_name} takes no controls.")
         if inputs.controls is not None and not len(inputs.controls):
             raise ValueError("The controls must span at least one chunk, got none.")
         files.check_output_dir(config.output_dir)
@@ -202,33 +164,48 @@ class Runner(Component):
             inputs: From `read_inputs`.
             first: The chunk at which it begins; the controls are of the whole session.
         """
-        if inputs.controls is None:
-            return self.config.total_blocks
-        return min(self.config.total_blocks, len(inputs.controls) - first)
+        chunks = [self.config.total_blocks]
+        if inputs.controls is not None:
+            chunks.append(len(inputs.controls) - first)
+        elif inputs.script is not None and inputs.script.length < FOREVER:
+            length, before = inputs.script.length, self.frames_before
+            later = before(2) - before(1)
+            chunks.append(1 + max(0, -((before(1) - length) // later)) - first)
+        return min(chunks)
 
     def _begin(
-        self, inputs: RunnerInputs, session: stream.Session | None
+        self, inputs: RunnerInputs, session: stream.Session | None, num_chunks: int
     ) -> tuple[Params, stream.Session]:
         """The weights that stream, on the device, and the session's beginning."""
         conditioner = self.pipeline.conditioner
         one_shot = [] if conditioner is None else list(conditioner.parts)
         streaming = [name for name in self.pipeline.components if name not in one_shot]
-        if session is not None:
-            _log.info(
-                "Resumed at chunk %d; prompt, image and seed are its own.",
-                session.first,
-            )
-            return self._weights(streaming), session
+        first = 0 if session is None else session.first
         weights = conditions_store.WeightsOnDemand(self._weights, one_shot)
-        conditions = self.encode_conditions(weights, inputs)
+        conditions, switches = encode_prompts(
+            functools.partial(self._encode, weights),
+            inputs,
+            self.frames_before,
+            range(first, first + num_chunks),
+        )
         del weights  # text encoders are large: freed before the rest is loaded
-        if not self.config.allow_nonfinite:
-            finite.check_conditions(conditions)
+        if session is not None:
+            _log.info("Resumed at chunk %d; prompt, image and seed are its own.", first)
+            params = self._weights(streaming)
+            return params, dataclasses.replace(session, switches=switches)
+        assert conditions is not None
         # A size or a condition that does not fit shows in the shapes alone.
         self._needs(conditions).check()
         params = self._weights(streaming)
         cache = self._initialize_cache(params, conditions)
-        return params, stream.Session(self.pipeline, cache)
+        return params, stream.Session(self.pipeline, cache, switches=switches)
+
+    def _encode(self, params: Params, inputs: RunnerInputs) -> Conditions:
+        """`encode_conditions`, looked at."""
+        conditions = self.encode_conditions(params, inputs)
+        if not self.config.allow_nonfinite:
+            finite.check_conditions(conditions)
+        return conditions
 
     def _stream(
         self,
@@ -286,7 +263,9 @@ class Runner(Component):
                 "The session is not saved: the interrupt came in the midst of a chunk."
             )
             return
-        session.save(report.paths.session, {"config": self.config.runner_name})
+        chunks = int(jax.device_get(session.cache.autoregressive_index).max())
+        notes = {"config": self.config.runner_name, "chunks": chunks}
+        session.save(report.paths.session, notes)
         report.has_session = True
 
     def _initialize_cache(self, params: Params, conditions: Conditions) -> PyTree:
@@ -400,6 +379,14 @@ class RunnerConfig(InstantiateConfig[Runner]):
 
     total_blocks: int = 20
     """Chunks to make, at least 1."""
+
+    controls: str | pathlib.Path = ""
+    """Prompts that change: [{"frame": 48, "prompt": "at night"}], in a .json file or as
+    it stands. A prompt comes with the chunk that holds its frame."""
+
+    controls_end: End = "stop"
+    """When the controls end: "stop" the run with the chunk, "hold" the last of them, or
+    "repeat" them, until `total_blocks`."""
 
     fps: int = 16
     """Frames per second of the video file."""

@@ -4,8 +4,8 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from fdjax.run.controls import Controls, End
 from fdjax.run.inputs import LazySequence, RunnerInputs
-from fdjax.run.keys import controls_text
 from fdjax_models.methods.lingbot_world import paths, plot, trajectory
 from fdjax_models.methods.wan21 import tiny
 from fdjax_models.methods.wan21.base_runner import WanRunner, WanStartRunnerConfig
@@ -26,28 +26,34 @@ class LingBotRunner(WanRunner):
             FileNotFoundError: A file is missing.
         """
         self._check_size()
-        text = self.read_text()
-        segments = self._segments()
+        text, script = (
+            self.read_text(),
+            self.read_controls(paths.KEYS, takes_array=True),
+        )
+        assert script is not None  # as there are keys
+        segments = self._segments(script)
         image = self._read_start()
         _, height, width, _ = image.shape
-        camera = self._trajectory(segments, (height, width))
+        camera = self._trajectory(segments, script, (height, width))
         len_t = self._len_t
         needed = camera.num_chunks(len_t)
         if segments is None and needed < self.config.total_blocks:
             self._say(
-                "The poses cover %d chunks, %d video frames.",
+                "The poses cover %d chunks, %d video frames; --controls_end hold and "
+                "--controls_end repeat go on.",
                 needed,
                 frames_of(needed * len_t),
             )
 
         def label(chunk: int, frame: int) -> str:
-            before = frames_of(chunk * len_t) if chunk else 0
-            return paths.keys_at(segments or (), before + frame)
+            number = self.frames_before(chunk) + frame
+            return paths.keys_at(segments or (), number, script.end == "repeat")
 
         return RunnerInputs(
             text=text,
             image=image,
             controls=LazySequence(needed, lambda index: camera.chunk(index, len_t)),
+            script=script,
             label=label,
             pictures={"camera": plot.draw(camera.poses, self.config.fps)},
         )
@@ -61,28 +67,41 @@ class LingBotRunner(WanRunner):
         """A ramp for random weights, which show nothing of a picture."""
         return tiny.STAND_IN if self.config.random_weights else ""
 
-    def _segments(self) -> tuple[paths.Segment, ...] | None:
-        """The written path; None where a recorded one is given."""
+    def _segments(self, script: Controls) -> tuple[paths.Segment, ...] | None:
+        """The written path; None where a recorded one is given.
+
+        The keys of `controls` are the path where no other is given; its prompts hold
+        beside any.
+        """
         config = self.config
-        given = {"poses": config.poses, "camera": config.camera}
-        named = [name for name, value in given.items() if str(value)]
+        given = {
+            "poses": bool(str(config.poses)),
+            "camera": bool(config.camera),
+            "controls": script.array is not None
+            or (script.steers and config.controls != _default_controls(config)),
+        }
+        named = [name for name, is_given in given.items() if is_given]
         if len(named) > 1:
             raise ValueError(f"Give one of {' and '.join(named)}: each is a path.")
-        if named == ["poses"]:
+        if "poses" in named or script.array is not None:
             return None
-        if named == ["camera"]:
+        if "camera" in named:
             return paths.read_camera(config.camera, config.fps)
-        return paths.read_controls(controls_text(config.controls), config.fps)
+        return paths.segments_of(script, config.fps)
 
     def _trajectory(
-        self, segments: tuple[paths.Segment, ...] | None, size: tuple[int, int]
+        self,
+        segments: tuple[paths.Segment, ...] | None,
+        script: Controls,
+        size: tuple[int, int],
     ) -> trajectory.Trajectory:
         config = self.config
         captured = config.capture_height, config.capture_width
-        scale = config.world_scale
+        scale, repeat = config.world_scale, script.end == "repeat"
+        frames = self.frames_before(self.first_chunk + config.total_blocks)
         if segments is None:
-            return trajectory.recorded(
-                config.poses,
+            found = trajectory.recorded(
+                config.poses if script.array is None else script.array,
                 config.intrinsics,
                 len_t=self._len_t,
                 size=size,
@@ -91,14 +110,17 @@ class LingBotRunner(WanRunner):
                 opengl=config.opengl,
                 world_scale=scale,
             )
+            if script.end == "stop":
+                return found
+            return found.extended(_check_length(frames), repeat)
         if config.opengl:
             raise ValueError("opengl says how poses are meant; give poses with it.")
-        # The chunk in which the path ends is walked whole; then the camera rests.
-        latents = -(-(paths.num_frames(segments) - 1) // 4) + 1
-        chunks = min(-(-latents // self._len_t), config.total_blocks)
-        poses = paths.walk(segments, frames_of(chunks * self._len_t))
+        if script.end == "stop":
+            # The chunk in which the path ends is walked whole; then the camera rests.
+            latents = -(-(paths.num_frames(segments) - 1) // 4) + 1
+            frames = min(frames, self.frames_before(-(-latents // self._len_t)))
         return trajectory.written(
-            poses,
+            paths.walk(segments, _check_length(frames), repeat),
             config.intrinsics,
             size=size,
             captured=captured,
@@ -107,11 +129,30 @@ class LingBotRunner(WanRunner):
         )
 
 
+_MOST_FRAMES = 10**6  # 17 hours; their poses take 128 MB
+
+
+def _check_length(frames: int) -> int:
+    if frames > _MOST_FRAMES:
+        raise ValueError(
+            f"a path must be of at most {_MOST_FRAMES} video frames, got {frames}; "
+            "make total_blocks smaller."
+        )
+    return frames
+
+
+def _default_controls(config: Any) -> Any:
+    """What `controls` are where nobody says so."""
+    fields = {field.name: field.default for field in dataclasses.fields(config)}
+    return fields["controls"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LingBotRunnerConfig(WanStartRunnerConfig):
     """Config of `LingBotRunner`.
 
-    The path is `poses`, or `camera`, or `controls`, in this order.
+    The path is `poses`, or `camera`, or the keys of `controls`; the prompts of
+    `controls` hold beside any.
     """
 
     _target: type = LingBotRunner
@@ -132,8 +173,9 @@ class LingBotRunnerConfig(WanStartRunnerConfig):
 
     controls: str | pathlib.Path = "w*40 d*24 w*40"
     """Keys and for how many video frames: w, s walk, q, e sidestep, a, d turn, i, k
-    look up and down, . nothing; at the speeds of `camera`. Or a .txt file that says
-    so."""
+    look up and down, . nothing; at the speeds of `camera`. Or events, [{"frame": 0,
+    "keys": "w"}, {"frame": 48, "prompt": "night"}], in a .json file or as they stand;
+    or a .npy of poses."""
 
     opengl: bool = False
     """The camera of `poses` looks along -z with y up (OpenGL, Blender, NeRF)."""
@@ -147,6 +189,10 @@ class LingBotRunnerConfig(WanStartRunnerConfig):
     world_scale: float | None = None
     """Length, in the poses' unit, that the network calls 1; None: the longest step
     between latent frames of `poses`, 1 for a written path."""
+
+    controls_end: End = "stop"
+    """When the path ends: "stop" with the chunk; "hold" the last keys, or stay where a
+    recorded or written path ends; or "repeat" its motion from there."""
 
     total_blocks: int = 20
     """At most this many chunks; the run ends with the path."""

@@ -47,9 +47,35 @@ class Trajectory:
             world_scale=np.array([self.world_scale], np.float32),
         )
 
+    def extended(self, frames: int, repeat: bool) -> "Trajectory":
+        """As many frames, and no fewer than there are.
+
+        Args:
+            frames: Of the video.
+            repeat: Move on as from the beginning, from where the path ends; if not,
+                the camera stays there.
+        """
+        missing = max(0, frames - len(self.poses))
+        moves = np.tile(np.eye(4), (missing, 1, 1))
+        if repeat and len(self.poses) > 1:
+            laps, frame = np.divmod(np.arange(missing), len(self.poses) - 1)
+            # From the first pose, where every lap begins: [T, 4, 4] -> [missing, 4, 4]
+            path = np.linalg.inv(self.poses[0]) @ self.poses
+            moves = path[1 + frame]
+            for lap in range(1, 1 + int(laps.max(initial=0))):
+                moves[laps == lap] = (
+                    np.linalg.matrix_power(path[-1], lap) @ moves[laps == lap]
+                )
+        last = np.repeat(self.intrinsics[-1:], missing, axis=0)
+        return dataclasses.replace(
+            self,
+            poses=np.concatenate([self.poses, self.poses[-1] @ moves]),
+            intrinsics=np.concatenate([self.intrinsics, last]),
+        )
+
 
 def recorded(
-    poses: str | pathlib.Path,
+    poses: str | pathlib.Path | np.ndarray,
     intrinsics: str | pathlib.Path,
     *,
     len_t: int,
@@ -62,7 +88,7 @@ def recorded(
     """A trajectory from `.npy` files, prepared as LingBot-World's examples are.
 
     Args:
-        poses: File of camera-to-world poses, one per video frame.  [T, 4, 4].
+        poses: Camera-to-world poses, one per video frame, or their file.  [T, 4, 4].
         intrinsics: File of (fx, fy, cx, cy) in pixels, [T, 4] or [T, 3, 3]; "" for
             `LENS`.
         len_t: Latent frames of a chunk.
@@ -76,7 +102,8 @@ def recorded(
         ValueError: A file is no array, or not what it must be.
         FileNotFoundError: A file is missing.
     """
-    given = camera_poses.check_poses(_load(poses), str(poses))
+    name = "poses" if isinstance(poses, np.ndarray) else str(poses)
+    given = camera_poses.check_poses(_load(poses), name)
     if opengl:
         given = camera_poses.from_opengl(given)
     lens = _lens(intrinsics, len(given), size, captured, fit)
@@ -124,7 +151,9 @@ def _lens(
     return camera_poses.transform_intrinsics(lens, (height, width), whole, size)
 
 
-def _load(path: str | pathlib.Path) -> np.ndarray:
+def _load(path: str | pathlib.Path | np.ndarray) -> np.ndarray:
+    if isinstance(path, np.ndarray):
+        return path
     local = fetch.fetch(str(path)) if "://" in str(path) else pathlib.Path(path)
     local = pathlib.Path(local).expanduser()
     if not local.is_file():

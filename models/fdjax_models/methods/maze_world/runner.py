@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fdjax.config import Seed, derive_config
+from fdjax.run.controls import FOREVER
 from fdjax.run.inputs import LazySequence, RunnerInputs
-from fdjax.run.keys import controls_text
 from fdjax.run.runner import Runner, RunnerConfig
 from fdjax.run.start_image import Fit, StartImage
 from fdjax_models.methods.maze_world import controls, rendering, simulator, text
@@ -50,9 +50,11 @@ class MazeRunner(Runner):
         elif config.maze_seed is not None and config.resume is None:
             tokens = text.tokenize_prompt(prompt[0] if prompt else "")
             image = start_image(config.maze_seed, tokens)
-        keys = controls.read_keys(controls_text(config.controls))
+        script = self.read_controls(controls.ACTIONS, takes_array=True)
+        assert script is not None  # as there are keys
+        keys = controls.held_keys(script)
         num_chunks = controls.num_chunks_for(keys)
-        if num_chunks > config.total_blocks:
+        if config.total_blocks < num_chunks < FOREVER // 8:
             _log.info(
                 "controls last %d chunks, total_blocks stops after %d.",
                 num_chunks,
@@ -71,6 +73,7 @@ class MazeRunner(Runner):
             controls=LazySequence(
                 num_chunks, lambda chunk: controls.chunk_controls(keys, chunk)[None]
             ),
+            script=script,
             label=label,
         )
 
@@ -115,7 +118,9 @@ class MazeRunnerConfig(RunnerConfig, StartImage):
 
     controls: str | pathlib.Path = "w*24 a*24 d*24 w*24"
     """Keys and for how many frames: w forward, s back, a turn left, d turn right,
-    . none; "wa*8" holds two. Or a .txt file that says so."""
+    . none; "wa*8" holds two. Or events, [{"frame": 0, "keys": "w"}, {"frame": 48,
+    "prompt": "blue"}], in a .json file or as they stand; or a .npy of (forward, turn
+    left) in [-1, 1], [frames, 2]."""
 
     fit: Fit = "stretch"
     """An image of other proportions than 96 x 160: "stretch" changes them, "crop" cuts

@@ -36,7 +36,7 @@ class WanRunner(Runner):
         text, image = self.read_text(), None
         if isinstance(self.config, WanStartRunnerConfig):
             image = self._read_start()
-        return RunnerInputs(text=text, image=image)
+        return RunnerInputs(text=text, image=image, script=self.read_controls())
 
     def _read_start(self) -> np.ndarray:
         """The start image: at the size of the run, or by its own proportions."""
