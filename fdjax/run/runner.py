@@ -115,6 +115,7 @@ class Runner(InputReader):
                 if first
                 else "The controls must span at least one chunk, got none."
             )
+        self._tell_end(inputs, first + num_chunks)
         params, session = self._begin(inputs, session, num_chunks)
         folder = pathlib.Path(os.path.expanduser(config.output_dir))
         with contextlib.ExitStack() as stack:
@@ -172,6 +173,20 @@ class Runner(InputReader):
             later = before(2) - before(1)
             chunks.append(1 + max(0, -((before(1) - length) // later)) - first)
         return min(chunks)
+
+    def _tell_end(self, inputs: RunnerInputs, chunks: int) -> None:
+        """Says what comes when the controls end, if the session lives to see it."""
+        script = inputs.script
+        if script is None or script.num_frames > self.frames_before(chunks):
+            return
+        then = {
+            "stop": "and the run with the chunk; --controls_end hold and repeat go on",
+            "hold": "and the last of them is held on",
+            "repeat": "and begin again",
+        }
+        self._say(
+            "The controls end at frame %d, %s.", script.num_frames, then[script.end]
+        )
 
     def _begin(
         self, inputs: RunnerInputs, session: stream.Session | None, num_chunks: int

@@ -86,6 +86,24 @@ def test_what_is_not_reached_is_said(tmp_path, plain, caplog):
     np.testing.assert_array_equal(made, plain)
 
 
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ("stop", "end at frame 2, and the run with the chunk"),
+        ("hold", "end at frame 2, and the last of them is held on"),
+        ("repeat", "end at frame 2, and begin again"),
+    ],
+)
+def test_what_comes_when_the_controls_end_is_said(caplog, end, said):
+    runner = dataclasses.replace(CONFIG, controls="w*2", controls_end=end).setup()
+    inputs = runner.read_inputs()
+    with caplog.at_level(logging.INFO):
+        runner._tell_end(inputs, 1)
+        assert not caplog.records
+        runner._tell_end(inputs, 2)
+    assert said in caplog.text
+
+
 def test_a_pipeline_without_text_has_no_prompt_to_change(tmp_path):
     config = dataclasses.replace(CONFIG, controls=events((2, "blue")), prompt="")
     config = derive_config(config, pipeline={"conditioner": None})

@@ -26,16 +26,17 @@ class LingBotRunner(WanRunner):
             FileNotFoundError: A file is missing.
         """
         self._check_size()
-        text, script = (
-            self.read_text(),
-            self.read_controls(paths.KEYS, takes_array=True),
-        )
+        text = self.read_text()
+        script = self.read_controls(paths.KEYS, takes_array=True)
         assert script is not None  # as there are keys
         segments = self._segments(script)
         image = self._read_start()
         _, height, width, _ = image.shape
         camera = self._trajectory(segments, script, (height, width))
-        len_t = self._len_t
+        len_t, has_path = (
+            self._len_t,
+            bool(str(self.config.poses) or self.config.camera),
+        )
         needed = camera.num_chunks(len_t)
         if segments is None and needed < self.config.total_blocks:
             self._say(
@@ -53,7 +54,8 @@ class LingBotRunner(WanRunner):
             text=text,
             image=image,
             controls=LazySequence(needed, lambda index: camera.chunk(index, len_t)),
-            script=script,
+            # The keys of the default are not what steers beside another path.
+            script=Controls() if has_path and script.steers else script,
             label=label,
             pictures={"camera": plot.draw(camera.poses, self.config.fps)},
         )
