@@ -4,10 +4,12 @@ fdjax-run --help                        every method
 fdjax-run METHOD --help                 every field of its config, as a flag
 fdjax-run METHOD --prompt "..." --pipeline.diffusion_model.seed 7
 fdjax-run METHOD --no-instantiate       print the resolved config and stop
+fdjax-run --preset examples/maze_at_dusk
 fdjax-run --config outputs/METHOD.config.json
 """
 
 import contextlib
+import dataclasses
 import logging
 import pathlib
 import sys
@@ -22,6 +24,7 @@ from fdjax import config as config_lib
 from fdjax.config.values import did_you_mean
 from fdjax.run import edge, plugins, registry, versions, xla_flags
 from fdjax.run import flags as cli_flags
+from fdjax.run.preset import read_preset
 from fdjax.run.runner import RunnerConfig
 
 _NAME = "fdjax-run"
@@ -33,6 +36,8 @@ usage: {_NAME} METHOD [--FIELD VALUE ...]
 
   {_NAME} METHOD --help            every field of a method, with its default
   {_NAME} METHOD --no-instantiate  print the resolved config and stop
+  {_NAME} --preset DIR             a picture, a prompt, controls and settings that
+                                     lie in a folder; METHOD and flags win over it
   {_NAME} --config FILE            repeat a run from the config that it wrote
   {_NAME} METHOD --tiny            the whole path in half a minute on a CPU, by
                                      a small random network: its output is noise
@@ -67,38 +72,92 @@ def run(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
 
-    def command() -> int:
-        with _log_to_stderr():
-            return _run(arguments, in_process_of_its_own=argv is None)
+    def work() -> int:
+        with log_to_stderr():
+            command = read_command(arguments)
+            if command is not None:
+                if argv is None:
+                    prepare_process(command)
+                command.config.setup().run()
+            return 0
 
-    return edge.guard(_NAME, command, debug="--debug" in arguments)
+    return edge.guard(_NAME, work, debug="--debug" in arguments)
 
 
-def _run(arguments: list[str], *, in_process_of_its_own: bool) -> int:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """A command line of methods.
+
+    Attributes:
+        name: As it is typed.
+        help: What it prints above the list of methods.
+    """
+
+    name: str = _NAME
+    help: str = _GENERAL_HELP
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What a command line asks for.
+
+    Attributes:
+        config: Of the method, with what the flags change.
+        is_tiny: Whether it is the small random network.
+        keeps_compiled: Whether compiled programs are kept for the next process.
+    """
+
+    config: RunnerConfig
+    is_tiny: bool
+    keeps_compiled: bool
+
+
+def prepare_process(command: Command) -> None:
+    """Makes the compiler's settings; for a process that does nothing else."""
+    if command.is_tiny:
+        xla_flags.compile_quickly()
+    xla_flags.set_defaults()
+    if command.keeps_compiled:
+        xla_flags.enable_compilation_cache()
+
+
+def read_command(
+    arguments: list[str], program: Program | None = None
+) -> Command | None:
+    """What is asked for; None if that was help, which is printed.
+
+    Args:
+        arguments: Without the program's name.
+        program: `fdjax-run` by default.
+
+    Raises:
+        ValueError, FileNotFoundError: An argument is wrong.
+    """
+    program = program or Program()
     if "--version" in arguments:
         print(versions.text())
-        return 0
+        return None
     method, rest = _split_method(arguments)
-    file = _config_file(rest)
+    file, preset = (_path_of(flag, rest) for flag in ("--config", "--preset"))
     discovery = registry.discover()
-    if method is None and file is None:
-        values = _parse_flags(rest, [])
+    if method is None and file is None and preset is None:
+        values = _parse_flags(rest, [], program)
         print(
-            _method_list(discovery), file=None if values["help"].value else sys.stderr
+            _method_list(discovery, program), file=None if values["help"].value else sys.stderr
         )
         if not values["help"].value:
             raise ValueError("name a METHOD, one of those above.")
-        return 0
-    base = _base_config(method, file, discovery)
+        return None
+    base = _base_config(method, file, preset, discovery, program)
     if "--tiny" in rest:
         base = base.tiny()
     fields = list(cli_flags.config_fields(base))
-    values = _parse_flags(rest, fields)
+    values = _parse_flags(rest, fields, program)
     if values["help"].value:
-        print(f"usage: {_NAME} {base.runner_name} [--FIELD VALUE ...]\n")
+        print(f"usage: {program.name} {base.runner_name} [--FIELD VALUE ...]\n")
         print(*textwrap.wrap(base.description, 88), sep="\n")
         print(cli_flags.format_help(base))
-        return 0
+        return None
     try:
         config = config_lib.derive_config(base, **cli_flags.overrides(fields, values))
         config_lib.check_config(config)
@@ -106,19 +165,16 @@ def _run(arguments: list[str], *, in_process_of_its_own: bool) -> int:
         raise ValueError(str(error)) from error
     if not values["instantiate"].value:
         print(f"Resolved config for {config.runner_name!r}:\n{config.to_text()}")
-        return 0
+        return None
     if values["tiny"].value:
         _log.warning(
             "TINY: a small random network shows the path; its output is noise."
         )
-    if in_process_of_its_own:
-        if values["tiny"].value:
-            xla_flags.compile_quickly()
-        xla_flags.set_defaults()
-        if values["compilation_cache"].value:
-            xla_flags.enable_compilation_cache()
-    config.setup().run()
-    return 0
+    return Command(
+        config=config,
+        is_tiny=values["tiny"].value,
+        keeps_compiled=values["compilation_cache"].value,
+    )
 
 
 def _split_method(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -131,19 +187,20 @@ def _split_method(arguments: list[str]) -> tuple[str | None, list[str]]:
     return None, arguments
 
 
-def _config_file(arguments: list[str]) -> pathlib.Path | None:
+def _path_of(flag: str, arguments: list[str]) -> pathlib.Path | None:
+    """The value of a flag that decides which config it is, and so comes first."""
     for index, argument in enumerate(arguments):
-        if argument.startswith("--config="):
+        if argument.startswith(f"{flag}="):
             return pathlib.Path(argument.partition("=")[2])
-        if argument == "--config":
+        if argument == flag:
             if index + 1 == len(arguments):
-                raise ValueError("flag --config needs a value")
+                raise ValueError(f"flag {flag} needs a value")
             return pathlib.Path(arguments[index + 1])
     return None
 
 
 def _parse_flags(
-    arguments: list[str], fields: list[cli_flags.ConfigField]
+    arguments: list[str], fields: list[cli_flags.ConfigField], program: Program
 ) -> flags.FlagValues:
     """The general flags and those of the fields, in a FlagValues of their own."""
     values = flags.FlagValues()
@@ -156,21 +213,34 @@ def _parse_flags(
     flags.DEFINE_bool("version", False, "Print versions.", flag_values=values)
     flags.DEFINE_bool("debug", False, "Show tracebacks.", flag_values=values)
     flags.DEFINE_string("config", None, "A run's config.", flag_values=values)
+    flags.DEFINE_string("preset", None, "A preset.", flag_values=values)
     cli_flags.define_flags(fields, values)
     try:
-        values([_NAME, *cli_flags.normalise(arguments, values)])
+        values([program.name, *cli_flags.normalise(arguments, values)])
     except cli_flags.UnknownFlagError as error:
         hint = (
-            "" if fields else f"; the flags of a method follow it: {_NAME} METHOD ..."
+            ""
+            if fields
+            else f"; the flags of a method follow it: {program.name} METHOD ..."
         )
         raise ValueError(f"{error}{hint}") from None
     return values
 
 
 def _base_config(
-    method: str | None, file: pathlib.Path | None, discovery: registry.Discovery
+    method: str | None,
+    file: pathlib.Path | None,
+    preset: pathlib.Path | None,
+    discovery: registry.Discovery,
+    program: Program,
 ) -> RunnerConfig:
-    """The config that the flags change: a method's, or the one in a file."""
+    """The config that the flags change: a method's, a preset's, or that of a run."""
+    if preset is not None:
+        if file is not None:
+            raise ValueError("give --config or --preset, not both.")
+        if method is not None:
+            _known(method, discovery, program)
+        return read_preset(preset, discovery.configs, method=method)
     if file is not None:
         if not file.is_file():
             raise FileNotFoundError(f"--config: there is no file {file}.")
@@ -191,17 +261,28 @@ def _base_config(
             )
         return config
     assert method is not None
+    return _known(method, discovery, program)
+
+
+def _known(
+    method: str, discovery: registry.Discovery, program: Program
+) -> RunnerConfig:
+    """The config of a method.
+
+    Raises:
+        ValueError: There is none of this name; says which are near, or what broke.
+    """
     if method in discovery.configs:
         return discovery.configs[method]
     message = f"unknown method {method!r}{did_you_mean(method, discovery.configs)}"
     for plugin in discovery.broken:
         if plugin.name == method:
             message += f"; {plugin.source} is broken: {plugin.reason}"
-    raise ValueError(f"{message}. See {_NAME} --help.")
+    raise ValueError(f"{message}. See {program.name} --help.")
 
 
-def _method_list(discovery: registry.Discovery) -> str:
-    lines = [_GENERAL_HELP, "methods:"]
+def _method_list(discovery: registry.Discovery, program: Program) -> str:
+    lines = [program.help, "methods:"]
     if not discovery.configs:
         lines.append("  none")
     for slug, config in discovery.configs.items():
@@ -253,7 +334,7 @@ def _log_warning(message: Any, *_: Any, **__: Any) -> None:
 
 
 @contextlib.contextmanager
-def _log_to_stderr() -> Iterator[None]:
+def log_to_stderr() -> Iterator[None]:
     """Shows log records, from INFO for methods and from WARNING for the rest."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))

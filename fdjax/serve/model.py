@@ -13,7 +13,7 @@ import numpy as np
 
 from fdjax.axes import Params, PyTree
 from fdjax.contract.conditioner import Conditions
-from fdjax.run import conditions_store, media, needs
+from fdjax.run import media, needs
 from fdjax.run.inputs import RunnerInputs
 from fdjax.run.runner import Runner
 from fdjax.run.steering import Steering
@@ -46,6 +46,7 @@ class Model:
         self.runner, self.inputs = runner, inputs
         self.steering: Steering = runner.steering(inputs)
         self._params: Params = {}
+        # Kept once loaded: prompts change.
         self._encoders: Any = {}
         self._first: Conditions | None = None
 
@@ -74,9 +75,7 @@ class Model:
         """Loads the weights, and compiles what sessions run."""
         pipeline = self.runner.pipeline
         progress("Encoding the first prompt", 0.05)
-        self._encoders = conditions_store.WeightsOnDemand(
-            self.runner.weights, list(needs.one_shot(pipeline))
-        )
+        self._encoders = self.runner.encoder_weights()
         self._first = self.inputs.conditions or self.encode(self.prompt)[0]
         progress("Loading weights", 0.15)
         self._params = self.runner.weights(list(needs.streaming(pipeline)))
@@ -103,7 +102,7 @@ class Model:
             if not prompt.strip():
                 raise ValueError("The prompt must not be empty.")
             inputs = dataclasses.replace(inputs, text=(prompt,))
-        with _warnings_of_this_thread() as notes:
+        with _own_warnings() as notes:
             conditions = self.runner.encode_conditions(self._encoders, inputs)
         return conditions, tuple(notes)
 
@@ -171,7 +170,7 @@ def _is_video(leaf: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _warnings_of_this_thread() -> Iterator[list[str]]:
+def _own_warnings() -> Iterator[list[str]]:
     """What is logged within as a warning, by this thread."""
     found: list[str] = []
     thread = threading.get_ident()
