@@ -143,7 +143,8 @@ def read_command(
     if method is None and file is None and preset is None:
         values = _parse_flags(rest, [], program)
         print(
-            _method_list(discovery, program), file=None if values["help"].value else sys.stderr
+            _method_list(discovery, program),
+            file=None if values["help"].value else sys.stderr,
         )
         if not values["help"].value:
             raise ValueError("name a METHOD, one of those above.")

@@ -137,7 +137,9 @@ def _options() -> str:
         default = config_lib.format_value(field.default)
         lines += [f"  --{field.name}  (default {default})"]
         doc = " ".join(texts.get(field.name, "").split())
-        lines += textwrap.wrap(doc, 88, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        lines += textwrap.wrap(
+            doc, 88, initial_indent=" " * 6, subsequent_indent=" " * 6
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -46,7 +46,7 @@ def read_request(body: Any, model: Model) -> VideoRequest:
         ValueError: Names the field, what it must be, and what it is.
     """
     if not isinstance(body, Mapping):
-        raise ValueError("The body must be a JSON object such as {\"prompt\": \"...\"}.")
+        raise ValueError('The body must be a JSON object such as {"prompt": "..."}.')
     if unknown := sorted(body.keys() - set(_FIELDS)):
         raise ValueError(
             f"There is no field {unknown[0]!r:.40}; there are {', '.join(_FIELDS)}."
@@ -60,7 +60,9 @@ def read_request(body: Any, model: Model) -> VideoRequest:
         raise ValueError(f"{model.name} takes no prompt; leave it out.")
     seed = body.get("seed")
     if seed is not None and not (type(seed) is int and 0 <= seed < 2**31):
-        raise ValueError(f"seed must be a whole number in [0, 2**31), got {seed!r:.40}.")
+        raise ValueError(
+            f"seed must be a whole number in [0, 2**31), got {seed!r:.40}."
+        )
     return VideoRequest(
         prompt=prompt,
         frames=max(1, round(_seconds(body.get("seconds", 4)) * model.fps)),
@@ -82,7 +84,9 @@ def _seconds(value: Any) -> float:
 
 def _controls(text: Any, model: Model) -> tuple[str, ...]:
     if not isinstance(text, str):
-        raise ValueError(f"controls must be a text such as 'w*24 a*8', got {text!r:.40}.")
+        raise ValueError(
+            f"controls must be a text such as 'w*24 a*8', got {text!r:.40}."
+        )
     if not text:
         return ()
     if not model.steering.actions:
