@@ -142,11 +142,9 @@ def read_command(
     discovery = registry.discover()
     if method is None and file is None and preset is None:
         values = _parse_flags(rest, [], program)
-        print(
-            _method_list(discovery, program),
-            file=None if values["help"].value else sys.stderr,
-        )
-        if not values["help"].value:
+        wanted = values["help"].value
+        print(_method_list(discovery, program), file=None if wanted else sys.stderr)
+        if not wanted:
             raise ValueError("name a METHOD, one of those above.")
         return None
     base = _base_config(method, file, preset, discovery, program)
@@ -173,8 +171,8 @@ def read_command(
         )
     return Command(
         config=config,
-        is_tiny=values["tiny"].value,
-        keeps_compiled=values["compilation_cache"].value,
+        is_tiny=bool(values["tiny"].value),
+        keeps_compiled=bool(values["compilation_cache"].value),
     )
 
 

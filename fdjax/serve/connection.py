@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from fdjax.serve import access, protocol
+from fdjax.serve import access, metrics, protocol
 from fdjax.serve.access import Role
 from fdjax.serve.engine import Engine
 from fdjax.serve.live import Live
@@ -158,7 +158,7 @@ class Connection:
             if kind == "ack":
                 outbox.acknowledge(command["frame"])
             elif kind == "ping":
-                outbox.tell({"type": "pong", "time": command["time"]})
+                outbox.tell(self._pong(command["time"]))
             elif kind == "image":
                 outbox.image = command["format"]
             elif kind not in _CHEAP and not self._commands.take():
@@ -182,6 +182,14 @@ class Connection:
             raise protocol.ProtocolError(f"{kind} is out of place here")
         found = live
         self._engine.call(lambda: found.do(command))
+
+    def _pong(self, time: float) -> dict[str, Any]:
+        return {
+            "type": "pong",
+            "time": time,
+            "memory": metrics.process_memory(),
+            "device_memory": metrics.device_memory(),
+        }
 
     async def _write(self, outbox: Outbox) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import hmac
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -75,21 +76,16 @@ class Lobby:
         Returns:
             Whether there is one.
         """
-        for other in self.playing:
-            if other.live is not None and other.live.secret == secret:
-                if other.left is None:
-                    other.close(4409, "The session was opened in another page.")
-                self.playing[self.playing.index(other)] = guest
-                guest.live, guest.last_input = other.live, self._clock()
-                live, outbox = other.live, guest.outbox
-
-                def attach() -> None:
-                    live.player = outbox
-                    outbox.tell(self._welcome(live))
-                    live.tell_state()
-
-                self._engine.call(attach)
-                return True
+        given = secret.encode()
+        for place, other in enumerate(self.playing):
+            live = other.live
+            if live is None or not hmac.compare_digest(live.secret.encode(), given):
+                continue
+            if other.left is None:
+                other.close(4409, "The session was opened in another page.")
+            self.playing[place] = guest
+            self._attach(guest, live)
+            return True
         return False
 
     def leave(self, guest: Guest, *, at_once: bool = False) -> None:
@@ -187,6 +183,17 @@ class Lobby:
             live.begin()
 
         engine.call(begin).add_done_callback(_log_failure)
+
+    def _attach(self, guest: Guest, live: Live) -> None:
+        guest.live, guest.last_input = live, self._clock()
+        outbox = guest.outbox
+
+        def attach() -> None:
+            live.player = outbox
+            outbox.tell(self._welcome(live))
+            live.tell_state()
+
+        self._engine.call(attach)
 
     def _welcome(self, live: Live) -> Mapping[str, Any]:
         return {"type": "playing", "session": live.id, "secret": live.secret}

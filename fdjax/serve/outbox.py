@@ -6,6 +6,7 @@ for it, and no more chunks are made for a player who has not acknowledged the la
 
 import asyncio
 import collections
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -72,11 +73,9 @@ class Outbox:
             wait = self._wait()
             if wait is not None and wait <= 0:
                 return await self._encode(self._frames.popleft())
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._changed.wait()
-            except TimeoutError:
-                pass
 
     def _wait(self) -> float | None:
         """Seconds until a frame can be sent; None: something must change first."""
@@ -115,10 +114,9 @@ class Outbox:
         )
 
     def _soon(self, function: Any, value: Any) -> None:
-        try:
+        # Where the loop has ended the client has, too.
+        with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, value)
-        except RuntimeError:
-            pass  # the loop has ended, and the client with it
 
     def _add(self, frames: Sequence[Frame]) -> None:
         self._frames.extend(filter(self._is_fresh, frames))

@@ -20,7 +20,8 @@ class ServeSettings:
     """What players must give. Made and printed where it is needed and not given."""
 
     director_token: str | None = None
-    """What those must give who watch others' sessions and list them. Made as `token`."""
+    """What those must give who watch and list the sessions of others. Made as
+    `token`."""
 
     origins: tuple[str, ...] = ()
     """Other sites whose pages may connect, such as https://example.org."""

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, Literal
 
 from fdjax.run import edge
@@ -142,7 +142,7 @@ class Video:
             "error": self.error and {"code": "failed", "message": self.error},
         }
 
-    def _make(self) -> Iterator[bool]:
+    def _make(self) -> Generator[bool, None, None]:
         session = self._model.begin(self.request.prompt, self.request.seed)
         recording = Recording(self._model.name, self._model.fps)
         try:
