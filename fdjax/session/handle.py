@@ -17,6 +17,7 @@ from fdjax.engine.cache import StreamInferencePipelineCache
 from fdjax.engine.pipeline import StreamInferencePipeline
 from fdjax.session import journal
 from fdjax.session.blend import path
+from fdjax.session.place import Alone, Journal, Place
 
 _THUMBNAIL = 96  # pixels of the longer side, at most
 
@@ -48,7 +49,7 @@ class Step:
         conditions: Those that the chunk was made with.
         upcoming: Conditions that were to come before the chunk was made, its own first.
         image: The last frame, small.  float[B, H, W, 3] in [-1, 1], or None where the
-            output is no video.
+            output is no video, or the chunk was made in a batch.
     """
 
     index: int
@@ -125,6 +126,8 @@ class Session:
             if limit < 0:
                 raise ValueError(f"{name} must be >= 0, got {limit}; 0 keeps nothing.")
         self.pipeline, self.params = pipeline, params
+        self._place: Place | None = None
+        self._journal: Journal = ()
         self._limits = undo_on_device, undo_on_host
         self._start: dict[str, Any] = {
             "conditions": conditions,
@@ -138,17 +141,16 @@ class Session:
         self._state = SessionState.RESETTING
         self._conditions: Conditions = self._start["conditions"]
         self._upcoming: tuple[Conditions, ...] = ()
-        self._cache: StreamInferencePipelineCache | None = None
-        self._journal: tuple[journal.Entry, ...] = ()
+        self._leave_place()
         self._steps: tuple[Step, ...] = ()
         self._undone: tuple[Step, ...] = ()
         self._events: tuple[Event, ...] = ()
         self._seen: frozenset[str] = frozenset()
         cache = self.pipeline.initialize_cache(self.params, **self._start)
+        place = Alone(self.pipeline, self.params, cache, self._limits)
         # Conditions come from one program, so that undo beyond a change is exact.
-        self._cache = self.pipeline.update_conditions(
-            self.params, cache, self._conditions
-        )
+        place.set_conditions(self._conditions)
+        self._place = place
         self._state = SessionState.ACTIVE
 
     # What it is
@@ -160,12 +162,12 @@ class Session:
 
     @property
     def cache(self) -> StreamInferencePipelineCache:
-        """The newest cache; the next step uses it up.
+        """The newest cache; the next step uses it up, or in a batch a copy.
 
         Raises:
             ValueError: The session failed or is closed.
         """
-        return self._active("cache")
+        return self._active("cache").cache
 
     @property
     def committed_step_id(self) -> int:
@@ -215,10 +217,25 @@ class Session:
     def _tick(
         self, control: PyTree, event_ids: tuple[str, ...] | None = None
     ) -> PyTree:
-        cache = self._active("tick")
+        step = self._next_step(control, event_ids)
+        place = self._active("tick")
+        try:
+            output, entry = place.advance(step.control)
+        except BaseException:
+            self._check_survived()
+            raise
+        image = _small(output) if isinstance(place, Alone) else None
+        self._commit(step, entry, image)
+        return output
+
+    def _next_step(
+        self, control: PyTree, event_ids: tuple[str, ...] | None = None
+    ) -> Step:
+        """The chunk to make, without its image; its conditions are set."""
+        self._active("tick")
         index = self.committed_step_id
-        due = [event for event in self._events if event.chunk == index]
         if event_ids is None:
+            due = [event for event in self._events if event.chunk == index]
             event_ids = tuple(event.event_id for event in due)
             if due and control is not None:
                 raise ValueError(
@@ -229,30 +246,24 @@ class Session:
         upcoming = self._upcoming
         if upcoming:
             self._set_conditions(upcoming[0])
-            cache = self._active("tick")
-        entry = journal.take(self.pipeline, cache) if sum(self._limits) else None
-        try:
-            pending, output = self.pipeline.generate(
-                self.params, cache, control, donate=True
-            )
-            self._cache = self.pipeline.finalize(self.params, pending, donate=True)
-        except BaseException:
-            self._check_survived(cache)
-            raise
-        step = Step(
+        return Step(
             index=index,
             control=control,
             event_ids=event_ids,
             conditions=self._conditions,
             upcoming=upcoming,
-            image=_small(output),
+            image=None,
         )
-        self._steps = (*self._steps, step)
-        self._upcoming = upcoming[1:]
-        self._events = tuple(each for each in self._events if each not in due)
+
+    def _commit(
+        self, step: Step, entry: journal.Entry | journal.Row | None, image: Array | None
+    ) -> None:
+        """Notes a chunk that was made."""
+        self._steps = (*self._steps, dataclasses.replace(step, image=image))
+        self._upcoming = step.upcoming[1:]
+        self._events = tuple(e for e in self._events if e.chunk != step.index)
         if entry is not None:
-            self._journal = _kept((*self._journal, entry), *self._limits)
-        return output
+            self._journal = self._active("tick").kept((*self._journal, entry))
 
     def submit(self, event_id: str, control: PyTree, chunk: int | None = None) -> bool:
         """Takes an event; it is applied when its chunk is made.
@@ -266,11 +277,13 @@ class Session:
             Whether it is new: one that was seen before is acknowledged, no more.
 
         Raises:
-            ValueError: The chunk is made already, or the session is not active.
+            ValueError: The chunk is made already, the session is not active, or in a
+                batch that the control does not fit.
         """
-        self._active("submit")
+        place = self._active("submit")
         if event_id in self._seen:
             return False
+        place.check(control)
         next_chunk = self.committed_step_id
         chunk = next_chunk if chunk is None else chunk
         if chunk < next_chunk:
@@ -294,7 +307,7 @@ class Session:
         Raises:
             ValueError: More than are kept, or the session is not active.
         """
-        cache = self._active("undo")
+        place = self._active("undo")
         if not 0 <= num_chunks <= self.undo_limit:
             raise ValueError(
                 f"undo can go back 0 to {self.undo_limit} of {self.committed_step_id} "
@@ -303,18 +316,14 @@ class Session:
             )
         try:
             for _ in range(num_chunks):
-                cache = journal.restore(self.pipeline, cache, self._journal[-1])
                 step = self._steps[-1]
-                if step.conditions is not self._conditions:
-                    cache = self.pipeline.update_conditions(
-                        self.params, cache, step.conditions
-                    )
-                self._cache, self._conditions = cache, step.conditions
+                place.restore(self._journal[-1])
+                self._set_conditions(step.conditions)
                 self._upcoming = step.upcoming
                 self._journal, self._steps = self._journal[:-1], self._steps[:-1]
                 self._undone = (*self._undone, step)
         except BaseException:
-            self._check_survived(cache)
+            self._check_survived()
             raise
 
     def redo(self, num_chunks: int = 1) -> list[PyTree]:
@@ -382,11 +391,10 @@ class Session:
         self._upcoming, self._undone = upcoming, ()
 
     def _set_conditions(self, conditions: Conditions) -> None:
-        cache = self._active("switch_prompt")
-        if conditions is self._conditions:
-            return
-        self._cache = self.pipeline.update_conditions(self.params, cache, conditions)
-        self._conditions = conditions
+        place = self._active("switch_prompt")
+        if conditions is not self._conditions:
+            place.set_conditions(conditions)
+            self._conditions = conditions
 
     def fork(self) -> "Session":
         """Another session with the same past, and the same way back.
@@ -394,11 +402,10 @@ class Session:
         Raises:
             ValueError: The session is not active.
         """
-        cache = self._active("fork")
-        # Entries of the journal are never donated: both can hold them.
+        place = self._active("fork")
         other = object.__new__(type(self))
         vars(other).update(vars(self))
-        other._cache = journal.copy_cache(cache)
+        other._place, other._journal = place.alone(self._limits, self._journal)
         return other
 
     def reset(self, **start: Any) -> None:
@@ -428,10 +435,16 @@ class Session:
 
     def close(self) -> None:
         """Lets go of all memory; the timeline can still be read."""
-        self._state, self._cache, self._journal = SessionState.CLOSED, None, ()
+        self._state = SessionState.CLOSED
+        self._leave_place()
 
-    def _active(self, caller: str) -> StreamInferencePipelineCache:
-        if self._state is not SessionState.ACTIVE or self._cache is None:
+    def _leave_place(self) -> None:
+        place, self._place, self._journal = self._place, None, ()
+        if place is not None:
+            place.close()
+
+    def _active(self, caller: str) -> Place:
+        if self._state is not SessionState.ACTIVE or self._place is None:
             cure = {
                 SessionState.FAILED: "reset() it",
                 SessionState.RESETTING: "wait for reset() to return",
@@ -440,22 +453,13 @@ class Session:
                 f"{caller} needs an active session, this one is {self._state.value}; "
                 f"{cure}."
             )
-        return self._cache
+        return self._place
 
-    def _check_survived(self, cache: StreamInferencePipelineCache) -> None:
+    def _check_survived(self) -> None:
         """After an error: whether a cache is left to go on from."""
-        leaves = jax.tree.leaves(cache)
-        if any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves):
-            self._state, self._cache, self._journal = SessionState.FAILED, None, ()
-
-
-def _kept(
-    entries: tuple[journal.Entry, ...], on_device: int, on_host: int
-) -> tuple[journal.Entry, ...]:
-    """The newest entries: the last `on_device` where they are, others on the host."""
-    entries = entries[-(on_device + on_host) :]
-    older = max(len(entries) - on_device, 0)
-    return (*map(journal.to_host, entries[:older]), *entries[older:])
+        if self._place is not None and not self._place.survived():
+            self._state = SessionState.FAILED
+            self._leave_place()
 
 
 def _owned(control: PyTree) -> PyTree:
