@@ -30,8 +30,9 @@ export class Stage {
       if (canvas.width !== bitmap.width || canvas.height !== bitmap.height) {
         canvas.width = bitmap.width;
         canvas.height = bitmap.height;
-        canvas.classList.toggle("small", bitmap.height < SMALL);
       }
+      canvas.classList.toggle("small", bitmap.height < SMALL);
+      canvas.style.setProperty("--ratio", bitmap.width / bitmap.height);
       this.contexts[frame.timeline].drawImage(bitmap, 0, 0);
       this.shown[frame.timeline] = frame.chunk;
       canvas.dataset.chunk = frame.chunk;
