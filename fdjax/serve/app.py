@@ -61,7 +61,12 @@ class Server:
         """
         self.settings = settings
         self.parcels = Parcels(2 * settings.max_upload_mb * 10**6)
-        self.engine = Engine(model, self._on_progress)
+        self.engine = Engine(
+            model,
+            self._on_progress,
+            max_sessions=settings.max_sessions,
+            lanes=settings.lanes,
+        )
         self.lobby = Lobby(self.engine, settings, self._offer)
         self.videos = videos.Videos(settings.max_videos, self._begin_video)
         self._on_failure = on_failure

@@ -63,6 +63,7 @@ class Connection:
         await self._socket.accept()
         try:
             await self._serve(await self._hello())
+            await self._say_goodbye(Closing(1000, ""))
         except Closing as end:
             await self._say_goodbye(end)
         except (protocol.ProtocolError, UnicodeError) as error:

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fdjax.axes import PyTree
 from fdjax.run import edge
-from fdjax.serve.model import Model
+from fdjax.serve.model import Model, Pixels
 from fdjax.serve.pictures import Picture
 from fdjax.serve.recording import Recording
 from fdjax.serve.timeline import Timeline
@@ -84,7 +85,7 @@ class Live:
         self.timelines: dict[str, Timeline] = {}
         self.selected = "a"
         self.playing = True
-        self.keys, self._tapped, self.input = "", "", 0
+        self.keys, self._tapped, self._holding, self.input = "", "", "", 0
         self.began = time.time()
         self.chunk_seconds, self.num_frames = 0.0, 0
         self.recording: Recording | None = None
@@ -141,26 +142,36 @@ class Live:
             return None
         return self._clock - self.chunk_seconds * _LEAD
 
-    def step(self) -> None:
-        """Makes and shows the next chunk."""
-        began = time.monotonic()
+    def next_control(self) -> tuple[PyTree] | None:
+        """What the next chunk takes, in a tuple; None if there is none to make."""
         timeline = self.current
         if len(timeline.chunks) >= self._max_chunks:
             self._pause(f"The session has {self._max_chunks} chunks; begin it again.")
-            return
-        keys = self._held()
+            return None
+        self._holding = self._held()
         try:
-            video = timeline.tick(keys)
+            control = timeline.next_control(self._holding)
         except IndexError:
             self._pause("The controls have ended; begin again, or undo.")
-            return
-        except Exception as error:
-            self._fail(error)
-            return
+            return None
         self._tapped = ""
-        self._measure(time.monotonic() - began)
-        self._show(timeline, video)
-        self._tell_chunk(timeline, video[-1])
+        return (control,)
+
+    def took(self, made: Pixels | Exception, seconds: float) -> None:
+        """Shows the chunk that was made.
+
+        Args:
+            made: Its video, or why there is none.
+            seconds: That it took.
+        """
+        if isinstance(made, Exception):
+            self._fail(made)
+            return
+        timeline = self.current
+        timeline.commit(self._holding, made)
+        self._measure(seconds)
+        self._show(timeline, made)
+        self._tell_chunk(timeline, made[-1])
 
     def do(self, command: Mapping[str, Any]) -> None:
         """Carries out a command; what cannot be is told to the player."""

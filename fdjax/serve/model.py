@@ -21,6 +21,9 @@ from fdjax.session.handle import Session
 
 _MOST_SEEDS = 2**31
 
+Pixels = np.ndarray
+"""uint8[T, H, W, 3]."""
+
 Progress = Callable[[str, float], None]
 """Is told what is being done, and which part of all is behind it, in [0, 1]."""
 
@@ -71,8 +74,12 @@ class Model:
         conditioner = self.runner.pipeline.conditioner
         return conditioner is not None and bool(self.inputs.text)
 
-    def load(self, progress: Progress) -> None:
-        """Loads the weights, and compiles what sessions run."""
+    def load(self, progress: Progress) -> Session:
+        """Loads the weights, and compiles what sessions run.
+
+        Returns:
+            A session with some chunks, to try more with.
+        """
         pipeline = self.runner.pipeline
         progress("Encoding the first prompt", 0.05)
         self._encoders = self.runner.encoder_weights()
@@ -83,11 +90,11 @@ class Model:
         session, state = self.begin(None, 0), self.steering.start
         for part in (0.55, 0.8):
             state, control = self.steering.control(state, "")
-            pixels(session.tick(control))
+            only(pixels(session.tick(control)))
             progress("Compiling the next chunks", part)
         progress("Compiling undo and fork", 0.9)
         session.fork().undo()
-        session.close()
+        return session
 
     def encode(self, prompt: str) -> tuple[Conditions, tuple[str, ...]]:
         """The conditions of a prompt, and what was warned of about it.
@@ -131,38 +138,52 @@ class Model:
 
 @jax.jit
 def _prepared(output: PyTree) -> tuple[list[jax.Array], jax.Array]:
-    """Its videos as bytes, and whether they are finite."""
+    """Its videos as bytes, and of which sessions they are finite."""
     videos = [leaf for leaf in jax.tree.leaves(output) if _is_video(leaf)]
-    finite = jnp.array([jnp.isfinite(video).all() for video in videos]).all()
-    # Of the first session: [B, T, H, W, 3] -> [T, H, W, 3]
-    return [media.to_uint8(video[0]) for video in videos], finite
+    # [views, B] -> [B]
+    finite = jnp.stack([jnp.isfinite(v).all(axis=(1, 2, 3, 4)) for v in videos])
+    return [media.to_uint8(video) for video in videos], finite.all(axis=0)
 
 
-def pixels(output: PyTree) -> np.ndarray:
-    """The video of a chunk, several views side by side; waits for it.
+def pixels(output: PyTree) -> list[Pixels | FloatingPointError]:
+    """The video of each session's chunk, several views side by side; waits for it.
 
     Args:
-        output: What `generate` gives of one session.
+        output: What `generate` gives, [B, ...].
 
     Returns:
-        uint8[T, H, W, 3].
+        Of each session uint8[T, H, W, 3], or why there is none.
 
     Raises:
-        ValueError: There is none.
-        FloatingPointError: It is not finite.
+        ValueError: It has no video.
     """
     if not any(map(_is_video, jax.tree.leaves(output))):
         raise ValueError("The method makes no video, which no page can show.")
     videos, finite = jax.device_get(_prepared(output))
-    if not finite:
-        raise FloatingPointError("the chunk is NaN or infinite")
-    tallest = max(video.shape[1] for video in videos)
-    # Each view [T, H, W, 3], black below where others are taller
+    tallest = max(video.shape[2] for video in videos)
+    # Each view [B, T, H, W, 3], black below where others are taller
     padded = [
-        np.pad(video, [(0, 0), (0, tallest - video.shape[1]), (0, 0), (0, 0)])
+        np.pad(video, [(0, 0)] * 2 + [(0, tallest - video.shape[2])] + [(0, 0)] * 2)
         for video in videos
     ]
-    return np.concatenate(padded, axis=2)
+    # [B, T, H, views x W, 3]
+    joined = np.concatenate(padded, axis=3)
+    error = FloatingPointError("the chunk is NaN or infinite")
+    return [
+        video if good else error for video, good in zip(joined, finite, strict=True)
+    ]
+
+
+def only(made: list[Pixels | FloatingPointError]) -> Pixels:
+    """The video of the only session.
+
+    Raises:
+        FloatingPointError: It is not finite.
+    """
+    (video,) = made
+    if isinstance(video, Exception):
+        raise video
+    return video
 
 
 def _is_video(leaf: Any) -> bool:

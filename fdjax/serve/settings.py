@@ -29,6 +29,10 @@ class ServeSettings:
     max_sessions: int = 4
     """Sessions at a time; who comes later waits in a queue."""
 
+    lanes: int | None = None
+    """Sessions that make their chunks in one forward pass. None: all of them on an
+    accelerator with enough memory; 1, so each alone, on a processor."""
+
     max_waiting: int = 100
     """Places in the queue; who comes later is sent away."""
 
@@ -48,6 +52,7 @@ class ServeSettings:
         least = {
             "max_sessions": 1,
             "max_waiting": 0,
+            "lanes": 1,
             "idle_timeout": 1,
             "max_chunks": 1,
             "max_upload_mb": 1,
@@ -55,7 +60,7 @@ class ServeSettings:
         }
         for name, limit in least.items():
             value = getattr(self, name)
-            if not value >= limit:
+            if value is not None and not value >= limit:
                 raise ValueError(f"{name} must be at least {limit}, got {value}.")
         if not 0 <= self.port < 2**16:
             raise ValueError(f"port must be in [0, 65535], got {self.port}.")

@@ -3,11 +3,9 @@
 import dataclasses
 from typing import Any
 
-import numpy as np
-
 from fdjax.axes import PyTree
 from fdjax.serve import model as model_lib
-from fdjax.serve.model import Model
+from fdjax.serve.model import Model, Pixels
 from fdjax.serve.pictures import Picture
 from fdjax.session.handle import Session
 
@@ -42,25 +40,35 @@ class Timeline:
         self.chunks: list[Chunk] = []
         self._undone: list[Chunk] = []
 
-    def tick(self, keys: str) -> np.ndarray:
-        """Makes one chunk.
+    def next_control(self, keys: str) -> PyTree:
+        """What the next chunk takes.
 
         Args:
             keys: That are held.
 
-        Returns:
-            Its video.  uint8[T, H, W, 3].
-
         Raises:
             IndexError: The method's controls have ended.
-            ValueError, FloatingPointError: The chunk could not be made.
         """
-        before = self.state
-        state, control = self.model.steering.control(before, keys)
-        video = model_lib.pixels(self.session.tick(control))
+        return self.model.steering.control(self.state, keys)[1]
+
+    def make(self, control: PyTree) -> Pixels:
+        """The next chunk, made alone; `commit` it.
+
+        Raises:
+            ValueError, FloatingPointError: It could not be made.
+        """
+        return model_lib.only(model_lib.pixels(self.session.tick(control)))
+
+    def commit(self, keys: str, video: Pixels) -> None:
+        """Notes a chunk that the session has made.
+
+        Args:
+            keys: That were held.
+            video: What it shows.
+        """
+        state, _ = self.model.steering.control(self.state, keys)
         self._undone.clear()
         self._keep(keys, self.prompt, state, video)
-        return video
 
     def undo(self, num_chunks: int) -> None:
         """Goes back; what was on its way to a page is stale then.
@@ -75,7 +83,7 @@ class Timeline:
             self._undone.append(chunk)
         self.epoch += 1
 
-    def redo(self, num_chunks: int) -> list[np.ndarray]:
+    def redo(self, num_chunks: int) -> list[Pixels]:
         """Makes undone chunks again; their videos.
 
         Raises:
@@ -83,7 +91,7 @@ class Timeline:
         """
         videos = []
         for output in self.session.redo(num_chunks):
-            chunk, video = self._undone.pop(), model_lib.pixels(output)
+            chunk, video = self._undone.pop(), model_lib.only(model_lib.pixels(output))
             state, _ = self.model.steering.control(chunk.before, chunk.keys)
             self.prompt = chunk.prompt
             self._keep(chunk.keys, chunk.prompt, state, video)
@@ -131,7 +139,7 @@ class Timeline:
             "state": self.session.state.value,
         }
 
-    def _keep(self, keys: str, prompt: str, state: PyTree, video: np.ndarray) -> None:
+    def _keep(self, keys: str, prompt: str, state: PyTree, video: Pixels) -> None:
         chunk = Chunk(
             keys=keys, prompt=prompt, before=self.state, last=Picture(video[-1].copy())
         )

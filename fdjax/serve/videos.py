@@ -151,7 +151,7 @@ class Video:
             while self._done < self.request.frames:
                 held = self.request.controls[shown : shown + 1]
                 state, control = self._model.steering.control(state, "".join(held))
-                video = model_lib.pixels(session.tick(control))
+                video = model_lib.only(model_lib.pixels(session.tick(control)))
                 shown += len(video) if self._done else 0
                 recording.add(video[: self.request.frames - self._done])
                 self._done += len(video)

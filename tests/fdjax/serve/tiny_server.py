@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import msgpack
 from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 from fdjax.run.registry import runner_configs
 from fdjax.serve import access, app
@@ -57,6 +58,15 @@ class Player:
             self.send("ack", frame=message["frame"])
         self.seen.append(message)
         return message
+
+    def end(self):
+        """The code with which the server closes."""
+        try:
+            for _ in range(5000):
+                self.read()
+        except WebSocketDisconnect as closed:
+            return closed.code
+        raise TimeoutError("the server goes on")
 
     def until(self, kind, **fields):
         for _ in range(2000):
