@@ -276,16 +276,21 @@ class StreamInferencePipeline(Component):
             key = jax.random.key(self.config.diffusion_model.seed or 0)
         keys = session_keys(key, conditions.batch_size)
         arguments = self._weights(params), conditions
+        own = {
+            "final_state": None,
+            "key": keys,
+            "is_first": self.diffusion_model.config.first_scheduler is not None,
+        }
         if sharding is None:
             caches = stages.initialize(self, *arguments, height, width)
-            return StreamInferencePipelineCache(**caches, final_state=None, key=keys)
+            return StreamInferencePipelineCache(**caches, **own)
 
         def make(params: Params, conditions: Conditions) -> dict[str, PyTree]:
             return stages.empty_caches(self, params, conditions, height, width)
 
         placed = resolve(sharding, jax.eval_shape(make, *arguments), CACHE)
         caches = jax.jit(make, out_shardings=placed)(*arguments)
-        return StreamInferencePipelineCache(**caches, final_state=None, key=keys)
+        return StreamInferencePipelineCache(**caches, **own)
 
     def _pixel_size(
         self, conditions: Conditions, height: int | None, width: int | None
@@ -378,8 +383,9 @@ class StreamInferencePipeline(Component):
         _record(profiler, "encode", control)
 
         diffuse = stages.diffuse_in_place if donate else stages.diffuse
+        model = self.diffusion_model
         transformer_cache, final_state, output = diffuse(
-            self.diffusion_model,
+            model.first if cache.is_first else model,
             params["transformer"],
             cache.transformer_cache,
             control,
@@ -430,8 +436,11 @@ class StreamInferencePipeline(Component):
         """
         require(cache, ready=False, caller="finalize")
         commit = stages.finalize_in_place if donate else stages.finalize
+        model = self.diffusion_model
+        if cache.is_first and noise is not None:
+            model = model.first  # knows how many draws there are before the commit's
         transformer_cache, index = commit(
-            self.diffusion_model,
+            model,
             params["transformer"],
             cache.transformer_cache,
             cache.final_state,
@@ -445,6 +454,7 @@ class StreamInferencePipeline(Component):
             transformer_cache=transformer_cache,
             final_state=None,
             autoregressive_index=index,
+            is_first=False,
         )
 
     def rollout(

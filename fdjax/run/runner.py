@@ -2,7 +2,7 @@
 
 `Runner.run` checks every input first, then loads weights, then streams: the device
 makes a chunk while the host encodes the one before. A method overrides `read_inputs`,
-and `encode_conditions` or `first_pipeline` where those are special.
+and `encode_conditions` where that is special.
 """
 
 import contextlib
@@ -61,11 +61,6 @@ class Runner(Component):
         return self.config.pipeline.setup()
 
     # What methods override
-
-    @property
-    def first_pipeline(self) -> StreamInferencePipeline:
-        """What generates chunk 0, by the weights and caches of `pipeline`."""
-        return self.pipeline
 
     def read_inputs(self) -> RunnerInputs:
         """Reads and checks what the config names; runs before any weight is read.
@@ -288,7 +283,6 @@ class Runner(Component):
                     writer,
                     report,
                     watch,
-                    first_pipeline=self.first_pipeline,
                     keep_nonfinite=config.allow_nonfinite,
                     keep_whole=config.save_session,
                 )
