@@ -39,7 +39,8 @@ from fdjax.engine.cache import (
 from fdjax.engine.checks import check_finite
 from fdjax.engine.conditioner import check_conditions
 from fdjax.engine.diffusion import DiffusionModel, DiffusionModelConfig
-from fdjax.sharding import CACHE, Placement, resolve
+from fdjax.engine.programs import call
+from fdjax.sharding import Placement
 
 
 class StageProfiler(Protocol):
@@ -277,15 +278,15 @@ class StreamInferencePipeline(Component):
         keys = session_keys(key, conditions.batch_size)
         arguments = self._weights(params), conditions
         if sharding is None:
-            caches = stages.initialize(self, *arguments, height, width)
-            return StreamInferencePipelineCache(**caches, final_state=None, key=keys)
-
-        def make(params: Params, conditions: Conditions) -> dict[str, PyTree]:
-            return stages.empty_caches(self, params, conditions, height, width)
-
-        placed = resolve(sharding, jax.eval_shape(make, *arguments), CACHE)
-        caches = jax.jit(make, out_shardings=placed)(*arguments)
-        return StreamInferencePipelineCache(**caches, final_state=None, key=keys)
+            caches = call(stages.initialize, self, *arguments, height, width)
+        else:
+            caches = stages.initialize_on(sharding, self, *arguments, height, width)
+        return StreamInferencePipelineCache(
+            **caches,
+            final_state=None,
+            key=keys,
+            is_first=self.diffusion_model.config.first_scheduler is not None,
+        )
 
     def _pixel_size(
         self, conditions: Conditions, height: int | None, width: int | None
@@ -338,8 +339,8 @@ class StreamInferencePipeline(Component):
         update = (
             stages.update_conditions_in_place if donate else stages.update_conditions
         )
-        transformer_cache = update(
-            self, params["transformer"], cache.transformer_cache, conditions
+        transformer_cache = call(
+            update, self, params["transformer"], cache.transformer_cache, conditions
         )
         return dataclasses.replace(cache, transformer_cache=transformer_cache)
 
@@ -384,14 +385,16 @@ class StreamInferencePipeline(Component):
         check_finite(input, "input")
         control, encoder_cache = None, cache.encoder_cache
         if self.encoder is not None:
-            encoder_cache, control = stages.encode(
-                self.encoder, params["encoder"], encoder_cache, input
+            encoder_cache, control = call(
+                stages.encode, self.encoder, params["encoder"], encoder_cache, input
             )
         _record(profiler, "encode", control)
 
         diffuse = stages.diffuse_in_place if donate else stages.diffuse
-        transformer_cache, final_state, output = diffuse(
-            self.diffusion_model,
+        model = self.diffusion_model
+        transformer_cache, final_state, output = call(
+            diffuse,
+            model.first if cache.is_first else model,
             params["transformer"],
             cache.transformer_cache,
             control,
@@ -406,8 +409,8 @@ class StreamInferencePipeline(Component):
         decoder_cache = cache.decoder_cache
         if self.decoder is not None:
             # [B, T, H, W, C] -> whatever tree the decoder gives
-            decoder_cache, output = stages.decode(
-                self.decoder, params["decoder"], decoder_cache, output
+            decoder_cache, output = call(
+                stages.decode, self.decoder, params["decoder"], decoder_cache, output
             )
         _record(profiler, "decode", output)
         cache = dataclasses.replace(
@@ -442,8 +445,12 @@ class StreamInferencePipeline(Component):
         """
         require(cache, ready=False, caller="finalize")
         commit = stages.finalize_in_place if donate else stages.finalize
-        transformer_cache, index = commit(
-            self.diffusion_model,
+        model = self.diffusion_model
+        if cache.is_first and noise is not None:
+            model = model.first  # knows how many draws there are before the commit's
+        transformer_cache, index = call(
+            commit,
+            model,
             params["transformer"],
             cache.transformer_cache,
             cache.final_state,
@@ -457,6 +464,7 @@ class StreamInferencePipeline(Component):
             transformer_cache=transformer_cache,
             final_state=None,
             autoregressive_index=index,
+            is_first=False,
         )
 
     def rollout(

@@ -12,12 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
 
 from fdjax.axes import Array, PyTree
 from fdjax.contract.transformer import Transformer, select
 from fdjax.engine.cache import StreamInferencePipelineCache
 from fdjax.engine.pipeline import StreamInferencePipeline
+from fdjax.sharding import CACHE, resolve
 
 Shardings = tuple[Sharding | None, ...]
 """Where arrays lie; None for one that is not bound to a device."""
@@ -32,6 +33,7 @@ class Entry:
         encoder_cache: The control encoder's state before the chunk.
         decoder_cache: The decoder's state before the chunk.
         autoregressive_index: Index of the chunk.  int32[B].
+        is_first: Whether the chunk has a solver of its own; see the cache.
         shardings: Where its arrays lay if they are on the host now, else None.
     """
 
@@ -39,6 +41,7 @@ class Entry:
     encoder_cache: PyTree
     decoder_cache: PyTree
     autoregressive_index: Array
+    is_first: bool = False
     shardings: Shardings | None = None
 
     @property
@@ -104,6 +107,7 @@ def take(
         encoder_cache=cache.encoder_cache,
         decoder_cache=cache.decoder_cache,
         autoregressive_index=cache.autoregressive_index,
+        is_first=cache.is_first,
     )
 
 
@@ -140,6 +144,7 @@ def restore(
         encoder_cache=encoder_cache,
         decoder_cache=decoder_cache,
         autoregressive_index=index,
+        is_first=entry.is_first,
         final_state=None,
     )
 
@@ -164,6 +169,17 @@ def to_device(entry: Entry) -> Entry:
     leaves, structure = jax.tree.flatten(entry.arrays)
     leaves = jax.device_put(leaves, list(entry.shardings))
     return _with_arrays(entry, jax.tree.unflatten(structure, leaves), None)
+
+
+def placed(entry: Entry, placement: Mesh | Sharding) -> Entry:
+    """An entry that was read, on the host; its arrays belong where a cache's would."""
+    names = "kv", "encoder_cache", "decoder_cache", "autoregressive_index"
+    parts = dict(zip(names, entry.arrays, strict=True))
+    shardings = resolve(placement, parts, CACHE)
+    assert shardings is not None
+    return dataclasses.replace(
+        entry, shardings=tuple(shardings[name] for name in names)
+    )
 
 
 def copy_cache(cache: StreamInferencePipelineCache) -> StreamInferencePipelineCache:
