@@ -378,7 +378,8 @@ def test_sessions_of_a_batch_go_on_together_and_each_for_itself():
             one.send("prompt", text="blue maze")
             one.until("chunk", prompt="blue maze", timeline="b")
             assert one.until("chunk")["committed"] > last["chunk"]
-            assert two.until("chunk")["committed"] > 3
-            assert third.until("chunk")["committed"] > 3
+            for player in (two, third):
+                while player.until("chunk")["committed"] < 6:
+                    pass
         assert max(ticks) == 2
         assert server.engine.phase == "ready"
