@@ -67,7 +67,7 @@ class Server:
             max_sessions=settings.max_sessions,
             lanes=settings.lanes,
         )
-        self.lobby = Lobby(self.engine, settings, self._offer)
+        self.lobby = Lobby(self.engine, settings, self.parcels)
         self.videos = videos.Videos(settings.max_videos, self._begin_video)
         self._on_failure = on_failure
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -96,9 +96,6 @@ class Server:
 
     def _begin_video(self, video: videos.Video) -> None:
         self.engine.call(lambda: self.engine.add_job(video))
-
-    def _offer(self, data: bytes, media_type: str, name: str) -> str:
-        return f"/v1/files/{self.parcels.put(data, media_type, name)}"
 
     # Who may ask
 

@@ -12,7 +12,9 @@ import numpy as np
 
 from fdjax.axes import PyTree
 from fdjax.run import edge
+from fdjax.serve import saving
 from fdjax.serve.model import Model, Pixels
+from fdjax.serve.parcels import Parcels
 from fdjax.serve.pictures import Picture
 from fdjax.serve.recording import Recording
 from fdjax.serve.timeline import Timeline
@@ -48,10 +50,6 @@ class Frame:
     picture: Picture
 
 
-Offer = Callable[[bytes, str, str], str]
-"""Takes a file's bytes, media type and name; returns where it can be fetched."""
-
-
 class Sink(Protocol):
     """Who sees a session: its player, or who watches it. Calls return at once."""
 
@@ -69,15 +67,15 @@ class Sink(Protocol):
 class Live:
     """One session as its player has it: up to two timelines, of which one moves."""
 
-    def __init__(self, model: Model, max_chunks: int, offer: Offer) -> None:
+    def __init__(self, model: Model, max_chunks: int, parcels: Parcels) -> None:
         """Holds no memory of the device yet; `begin` does.
 
         Args:
             model: That makes its chunks.
             max_chunks: In a timeline.
-            offer: Takes the files that it makes.
+            parcels: Files from and for its player.
         """
-        self.model, self._offer_file = model, offer
+        self.model, self._parcels = model, parcels
         self.id = secrets.token_hex(4)  # known to directors
         self.secret = secrets.token_urlsafe(18)  # known to its player alone
         self.player: Sink | None = None
@@ -284,6 +282,19 @@ class Live:
     def _do_reset(self, command: Mapping[str, Any]) -> None:
         self.begin(command["text"] or None, command["seed"])
 
+    def _do_save(self, command: Mapping[str, Any]) -> None:
+        del command
+        timeline = self.current
+        name = f"{self.model.name}-{len(timeline.chunks)}.session"
+        self._offer(saving.to_bytes(timeline), "application/octet-stream", name)
+
+    def _do_load(self, command: Mapping[str, Any]) -> None:
+        parcel = self._parcels.take(command["file"])
+        if parcel is None:
+            raise ValueError("There is no such file; send it again.")
+        self.put(saving.from_bytes(parcel.data, self.model))
+        self._moved()
+
     def _do_record(self, command: Mapping[str, Any]) -> None:
         if command["recording"] and self.recording is None:
             self.recording = Recording(self.model.name, self.model.fps)
@@ -398,7 +409,7 @@ class Live:
     def _offer(self, data: bytes, media_type: str, name: str) -> None:
         """Gives the player a file, by an address that is good once."""
         if self.player is not None:
-            address = self._offer_file(data, media_type, name)
+            address = f"/v1/files/{self._parcels.put(data, media_type, name)}"
             self.player.tell({"type": "file", "url": address, "name": name})
 
     def _close_timelines(self) -> None:

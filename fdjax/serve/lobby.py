@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fdjax.serve.engine import Engine
-from fdjax.serve.live import Live, Offer
+from fdjax.serve.live import Live
 from fdjax.serve.outbox import Outbox
+from fdjax.serve.parcels import Parcels
 from fdjax.serve.settings import ServeSettings
 
 _GRACE = 30.0  # seconds that a session waits for a page whose connection broke
@@ -43,7 +44,7 @@ class Lobby:
         self,
         engine: Engine,
         settings: ServeSettings,
-        offer: Offer,
+        parcels: Parcels,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Empty.
@@ -51,14 +52,14 @@ class Lobby:
         Args:
             engine: Runs the sessions.
             settings: Limits.
-            offer: Takes the files that sessions make.
+            parcels: Files from and for players.
             clock: Seconds that never run back.
         """
         self.playing: list[Guest] = []
         self.waiting: list[Guest] = []
         self.num_began = self.num_refused = 0
         self._engine, self._settings, self._clock = engine, settings, clock
-        self._offer = offer
+        self._parcels = parcels
 
     def enter(self, guest: Guest) -> None:
         """Gives a session, or a place in the queue; sends away where that is full."""
@@ -170,7 +171,7 @@ class Lobby:
         return {"type": "queued", "position": position}
 
     def _admit(self, guest: Guest) -> None:
-        live = Live(self._engine.model, self._settings.max_chunks, self._offer)
+        live = Live(self._engine.model, self._settings.max_chunks, self._parcels)
         guest.live, guest.last_input = live, self._clock()
         self.playing.append(guest)
         self.num_began += 1

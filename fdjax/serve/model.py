@@ -48,7 +48,7 @@ class Model:
             )
         self.runner, self.inputs = runner, inputs
         self.steering: Steering = runner.steering(inputs)
-        self._params: Params = {}
+        self.params: Params = {}
         # Kept once loaded: prompts change.
         self._encoders: Any = {}
         self._first: Conditions | None = None
@@ -85,15 +85,19 @@ class Model:
         self._encoders = self.runner.encoder_weights()
         self._first = self.inputs.conditions or self.encode(self.prompt)[0]
         progress("Loading weights", 0.15)
-        self._params = self.runner.weights(list(needs.streaming(pipeline)))
+        self.params = self.runner.weights(list(needs.streaming(pipeline)))
         progress("Compiling the first chunk", 0.3)
         session, state = self.begin(None, 0), self.steering.start
         for part in (0.55, 0.8):
             state, control = self.steering.control(state, "")
-            only(pixels(session.tick(control)))
+            video = only(pixels(session.tick(control)))
             progress("Compiling the next chunks", part)
         progress("Compiling undo and fork", 0.9)
         session.fork().undo()
+        # A view is as large from chunk to chunk.
+        self.shown_size = video.shape[1], video.shape[2]
+        self.pattern = jax.eval_shape(lambda: session.cache)
+        self.pixel_size = session.pixel_size
         return session
 
     def encode(self, prompt: str) -> tuple[Conditions, tuple[str, ...]]:
@@ -128,7 +132,7 @@ class Model:
         sized = first.image is not None
         return Session(
             self.runner.pipeline,
-            self._params,
+            self.params,
             conditions=first,
             pixel_height=None if sized else config.pixel_height,
             pixel_width=None if sized else config.pixel_width,

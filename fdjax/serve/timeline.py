@@ -1,6 +1,7 @@
 """One timeline of a live session: its chunks, what steered them, and the way back."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from fdjax.axes import PyTree
@@ -38,7 +39,7 @@ class Timeline:
         self.epoch = 0
         self.state: PyTree = model.steering.start
         self.chunks: list[Chunk] = []
-        self._undone: list[Chunk] = []
+        self.undone: list[Chunk] = []
 
     def next_control(self, keys: str) -> PyTree:
         """What the next chunk takes.
@@ -67,7 +68,7 @@ class Timeline:
             video: What it shows.
         """
         state, _ = self.model.steering.control(self.state, keys)
-        self._undone.clear()
+        self.undone.clear()
         self._keep(keys, self.prompt, state, video)
 
     def undo(self, num_chunks: int) -> None:
@@ -80,7 +81,7 @@ class Timeline:
         for _ in range(num_chunks):
             chunk = self.chunks.pop()
             self.state, self.prompt = chunk.before, chunk.prompt
-            self._undone.append(chunk)
+            self.undone.append(chunk)
         self.epoch += 1
 
     def redo(self, num_chunks: int) -> list[Pixels]:
@@ -91,7 +92,7 @@ class Timeline:
         """
         videos = []
         for output in self.session.redo(num_chunks):
-            chunk, video = self._undone.pop(), model_lib.only(model_lib.pixels(output))
+            chunk, video = self.undone.pop(), model_lib.only(model_lib.pixels(output))
             state, _ = self.model.steering.control(chunk.before, chunk.keys)
             self.prompt = chunk.prompt
             self._keep(chunk.keys, chunk.prompt, state, video)
@@ -106,7 +107,7 @@ class Timeline:
         """
         conditions, notes = self.model.encode(prompt)
         self.session.switch_prompt(conditions, num_chunks, blend)
-        self._undone.clear()
+        self.undone.clear()
         self.prompt = prompt
         return list(notes)
 
@@ -119,8 +120,32 @@ class Timeline:
         """
         other = Timeline(self.model, self.session.fork(), self.prompt, name)
         other.epoch, other.state = epoch, self.state
-        other.chunks, other._undone = list(self.chunks), list(self._undone)
+        other.chunks, other._undone = list(self.chunks), list(self.undone)
         return other
+
+    def restore(
+        self,
+        chunks: Sequence[tuple[str, str]],
+        undone: Sequence[tuple[str, str]],
+        last: Picture,
+    ) -> None:
+        """Takes up what a session that was loaded has behind it.
+
+        Args:
+            chunks: Keys and prompt of each chunk.
+            undone: Of those that can be made again, the next one last.
+            last: What the newest chunk shows at its end.
+        """
+        state = self.state
+        known = []
+        for keys, prompt in (*chunks, *reversed(undone)):
+            known.append(Chunk(keys=keys, prompt=prompt, before=state, last=None))
+            state, _ = self.model.steering.control(state, keys)
+            if len(known) == len(chunks):
+                self.state = state
+        self.chunks = known[: len(chunks)]
+        self.undone = known[len(chunks) :][::-1]
+        self.chunks[-1] = dataclasses.replace(self.chunks[-1], last=last)
 
     @property
     def last(self) -> Picture | None:
