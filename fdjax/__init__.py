@@ -91,7 +91,7 @@ _EXPORTS = {
     "ordered_kv": "engine.inspection",
     "save_cache": "session.store",
     "Session": "session.handle",
-    "SessionState": "session.handle",
+    "SessionState": "session.timeline",
     "runner_configs": "run.registry",
     "schedule_table": "schedulers.table",
 }

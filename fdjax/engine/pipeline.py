@@ -276,21 +276,21 @@ class StreamInferencePipeline(Component):
             key = jax.random.key(self.config.diffusion_model.seed or 0)
         keys = session_keys(key, conditions.batch_size)
         arguments = self._weights(params), conditions
-        own = {
-            "final_state": None,
-            "key": keys,
-            "is_first": self.diffusion_model.config.first_scheduler is not None,
-        }
+        is_first = self.diffusion_model.config.first_scheduler is not None
         if sharding is None:
             caches = stages.initialize(self, *arguments, height, width)
-            return StreamInferencePipelineCache(**caches, **own)
+            return StreamInferencePipelineCache(
+                **caches, final_state=None, key=keys, is_first=is_first
+            )
 
         def make(params: Params, conditions: Conditions) -> dict[str, PyTree]:
             return stages.empty_caches(self, params, conditions, height, width)
 
         placed = resolve(sharding, jax.eval_shape(make, *arguments), CACHE)
         caches = jax.jit(make, out_shardings=placed)(*arguments)
-        return StreamInferencePipelineCache(**caches, **own)
+        return StreamInferencePipelineCache(
+            **caches, final_state=None, key=keys, is_first=is_first
+        )
 
     def _pixel_size(
         self, conditions: Conditions, height: int | None, width: int | None

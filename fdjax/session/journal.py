@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-
 from jax.sharding import Mesh, Sharding
 
 from fdjax.axes import Array, PyTree
@@ -125,6 +124,27 @@ def placed(entry: Entry, placement: Mesh | Sharding) -> Entry:
     return dataclasses.replace(
         entry, shardings=tuple(shardings[name] for name in names)
     )
+
+
+def checked_limits(on_device: int, on_host: int) -> tuple[int, int]:
+    """How many entries are kept where.
+
+    Raises:
+        ValueError: One is negative.
+    """
+    limits = {"undo_on_device": on_device, "undo_on_host": on_host}
+    for name, limit in limits.items():
+        if limit < 0:
+            raise ValueError(f"{name} must be >= 0, got {limit}; 0 keeps nothing.")
+    return on_device, on_host
+
+
+def kept(entries: tuple[Entry, ...], on_device: int, on_host: int) -> tuple[Entry, ...]:
+    """The newest entries: the last `on_device` on the device, others on the host."""
+    entries = entries[max(len(entries) - on_device - on_host, 0) :]
+    older = max(len(entries) - on_device, 0)
+    newest = map(to_device, entries[older:])
+    return (*map(to_host, entries[:older]), *newest)
 
 
 def copy_cache(cache: StreamInferencePipelineCache) -> StreamInferencePipelineCache:

@@ -101,7 +101,9 @@ def test_pipeline_rollout_and_live_session_take_them_too(tmp_path):
 
     def chunks_of(pipeline, later=None):
         cache, found = pipeline.initialize_cache(params, **start), []
-        assert cache.is_first == (pipeline.config.diffusion_model.first_scheduler is not None)
+        assert cache.is_first == (
+            pipeline.config.diffusion_model.first_scheduler is not None
+        )
         for _ in range(3):
             noise = fdjax.chunk_noise(pipeline, cache)
             cache, latent = pipeline.generate(params, cache, noise=noise)
@@ -144,7 +146,9 @@ def test_wrong_first_steps_are_named(timesteps):
     model = {"diffusion_model": {"first_scheduler": own}}
     with pytest.raises(ValueError, match="FlowMatchSchedulerConfig") as raised:
         derive_config(RUNNER_CONFIGS[TWO_STEPS], pipeline=model)
-    assert raised.value.__notes__[0].endswith("pipeline.diffusion_model.first_scheduler")
+    assert raised.value.__notes__[0].endswith(
+        "pipeline.diffusion_model.first_scheduler"
+    )
 
 
 def test_image_to_video_begins_with_the_image(tmp_path, chunks):
