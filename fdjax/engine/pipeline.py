@@ -39,6 +39,7 @@ from fdjax.engine.cache import (
 from fdjax.engine.checks import check_finite
 from fdjax.engine.conditioner import check_conditions
 from fdjax.engine.diffusion import DiffusionModel, DiffusionModelConfig
+from fdjax.engine.programs import call
 from fdjax.sharding import CACHE, Placement, resolve
 
 
@@ -278,7 +279,7 @@ class StreamInferencePipeline(Component):
         arguments = self._weights(params), conditions
         is_first = self.diffusion_model.config.first_scheduler is not None
         if sharding is None:
-            caches = stages.initialize(self, *arguments, height, width)
+            caches = call(stages.initialize, self, *arguments, height, width)
             return StreamInferencePipelineCache(
                 **caches, final_state=None, key=keys, is_first=is_first
             )
@@ -327,12 +328,24 @@ class StreamInferencePipeline(Component):
         params: Params,
         cache: StreamInferencePipelineCache,
         conditions: Conditions,
+        *,
+        donate: bool = False,
     ) -> StreamInferencePipelineCache:
-        """The ready cache with another prompt; what was generated stays visible."""
+        """The ready cache with another prompt; what was generated stays visible.
+
+        Args:
+            params: Weights.
+            cache: A ready cache.
+            conditions: From `encode_conditions`.
+            donate: Work in place and use `cache` up.
+        """
         require(cache, ready=True, caller="update_conditions")
         check_conditions(conditions)
-        transformer_cache = stages.update_conditions(
-            self, params["transformer"], cache.transformer_cache, conditions
+        update = (
+            stages.update_conditions_in_place if donate else stages.update_conditions
+        )
+        transformer_cache = call(
+            update, self, params["transformer"], cache.transformer_cache, conditions
         )
         return dataclasses.replace(cache, transformer_cache=transformer_cache)
 
@@ -377,14 +390,15 @@ class StreamInferencePipeline(Component):
         check_finite(input, "input")
         control, encoder_cache = None, cache.encoder_cache
         if self.encoder is not None:
-            encoder_cache, control = stages.encode(
-                self.encoder, params["encoder"], encoder_cache, input
+            encoder_cache, control = call(
+                stages.encode, self.encoder, params["encoder"], encoder_cache, input
             )
         _record(profiler, "encode", control)
 
         diffuse = stages.diffuse_in_place if donate else stages.diffuse
         model = self.diffusion_model
-        transformer_cache, final_state, output = diffuse(
+        transformer_cache, final_state, output = call(
+            diffuse,
             model.first if cache.is_first else model,
             params["transformer"],
             cache.transformer_cache,
@@ -400,8 +414,8 @@ class StreamInferencePipeline(Component):
         decoder_cache = cache.decoder_cache
         if self.decoder is not None:
             # [B, T, H, W, C] -> whatever tree the decoder gives
-            decoder_cache, output = stages.decode(
-                self.decoder, params["decoder"], decoder_cache, output
+            decoder_cache, output = call(
+                stages.decode, self.decoder, params["decoder"], decoder_cache, output
             )
         _record(profiler, "decode", output)
         cache = dataclasses.replace(
@@ -439,7 +453,8 @@ class StreamInferencePipeline(Component):
         model = self.diffusion_model
         if cache.is_first and noise is not None:
             model = model.first  # knows how many draws there are before the commit's
-        transformer_cache, index = commit(
+        transformer_cache, index = call(
+            commit,
             model,
             params["transformer"],
             cache.transformer_cache,

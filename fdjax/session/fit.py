@@ -153,7 +153,7 @@ def _shape(what: str, function: Callable[..., Any], *arguments: PyTree) -> Any:
 
 def _aval_key(tree: PyTree) -> Any:
     leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+    return structure, tuple(map(_aval, leaves))
 
 
 def _compare(what: str, found: PyTree, wanted: PyTree) -> None:
@@ -162,9 +162,15 @@ def _compare(what: str, found: PyTree, wanted: PyTree) -> None:
         raise ValueError(f"{what} has not the structure that this pipeline gives it")
     named = jax.tree_util.tree_leaves_with_path(found)
     for (path, leaf), shape in zip(named, jax.tree.leaves(wanted), strict=True):
-        if leaf.shape != shape.shape or leaf.dtype != shape.dtype:
+        if _aval(leaf) != _aval(shape):
             raise ValueError(
-                f"{what} has {leaf.dtype}{list(leaf.shape)} at "
-                f"{jax.tree_util.keystr(path)}, this pipeline makes "
-                f"{shape.dtype}{list(shape.shape)}"
+                f"{what} has {_aval(leaf)} at {jax.tree_util.keystr(path)}, this "
+                f"pipeline makes {_aval(shape)}"
             )
+
+
+def _aval(leaf: Any) -> str:
+    """Type and shape of an array; a plain number has none."""
+    if not hasattr(leaf, "shape"):
+        return type(leaf).__name__
+    return f"{leaf.dtype}{list(leaf.shape)}"

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from fdjax_models.methods.wan21.base_runner import WanImageRunnerConfig, WanRunnerConfig
+from fdjax_models.methods.wan21.base_runner import WanRunnerConfig, WanStartRunnerConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,11 +14,8 @@ class CausalForcingRunnerConfig(WanRunnerConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CausalForcingImageRunnerConfig(WanImageRunnerConfig):
+class CausalForcingImageRunnerConfig(WanStartRunnerConfig):
     """Config of an image-to-video run."""
-
-    keep_aspect: bool = False
-    """Whether the video has the proportions of the image; the reference squeezes it."""
 
     total_blocks: int = 21
     """Chunks to make, of 4 video frames; the first is the image alone."""
