@@ -40,7 +40,7 @@ from fdjax.engine.checks import check_finite
 from fdjax.engine.conditioner import check_conditions
 from fdjax.engine.diffusion import DiffusionModel, DiffusionModelConfig
 from fdjax.engine.programs import call
-from fdjax.sharding import CACHE, Placement, resolve
+from fdjax.sharding import Placement
 
 
 class StageProfiler(Protocol):
@@ -277,20 +277,15 @@ class StreamInferencePipeline(Component):
             key = jax.random.key(self.config.diffusion_model.seed or 0)
         keys = session_keys(key, conditions.batch_size)
         arguments = self._weights(params), conditions
-        is_first = self.diffusion_model.config.first_scheduler is not None
         if sharding is None:
             caches = call(stages.initialize, self, *arguments, height, width)
-            return StreamInferencePipelineCache(
-                **caches, final_state=None, key=keys, is_first=is_first
-            )
-
-        def make(params: Params, conditions: Conditions) -> dict[str, PyTree]:
-            return stages.empty_caches(self, params, conditions, height, width)
-
-        placed = resolve(sharding, jax.eval_shape(make, *arguments), CACHE)
-        caches = jax.jit(make, out_shardings=placed)(*arguments)
+        else:
+            caches = stages.initialize_on(sharding, self, *arguments, height, width)
         return StreamInferencePipelineCache(
-            **caches, final_state=None, key=keys, is_first=is_first
+            **caches,
+            final_state=None,
+            key=keys,
+            is_first=self.diffusion_model.config.first_scheduler is not None,
         )
 
     def _pixel_size(
