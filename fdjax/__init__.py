@@ -92,7 +92,7 @@ _EXPORTS = {
     "save_cache": "session.store",
     "Session": "session.handle",
     "SessionBatch": "session.batch",
-    "SessionState": "session.handle",
+    "SessionState": "session.timeline",
     "runner_configs": "run.registry",
     "schedule_table": "schedulers.table",
 }

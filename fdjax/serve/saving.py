@@ -81,8 +81,8 @@ def from_bytes(data: bytes, model: Model) -> Timeline:
         told = len(chunks), len(undone)
         if told != (session.committed_step_id, session.redo_limit):
             raise ValueError(
-                f"The file tells of {len(chunks)} chunks and {len(undone)} undone "
-                f"ones, its session has {session.committed_step_id} and {session.redo_limit}."
+                f"The file tells of {told[0]} chunks and {told[1]} undone ones, its "
+                f"session has {session.committed_step_id} and {session.redo_limit}."
             )
         timeline = Timeline(model, session, found["prompt"], "a")
         picture = Picture(_pixels(found["picture"], model))

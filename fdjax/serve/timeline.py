@@ -120,7 +120,7 @@ class Timeline:
         """
         other = Timeline(self.model, self.session.fork(), self.prompt, name)
         other.epoch, other.state = epoch, self.state
-        other.chunks, other._undone = list(self.chunks), list(self.undone)
+        other.chunks, other.undone = list(self.chunks), list(self.undone)
         return other
 
     def restore(

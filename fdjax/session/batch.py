@@ -20,8 +20,9 @@ from fdjax.engine.cache import (
     take_session,
 )
 from fdjax.session import journal, lanes
-from fdjax.session.handle import Session, SessionState
+from fdjax.session.handle import Session
 from fdjax.session.place import Alone, Journal, used_up
+from fdjax.session.timeline import SessionState
 
 
 class BatchOutput(Mapping[Session, PyTree]):

@@ -5,79 +5,24 @@ each step can work in place. What it does to the cache is in `fdjax.session.jour
 """
 
 import dataclasses
-import enum
+import os
 from typing import Any
 
 import jax
-import numpy as np
+from jax.sharding import Mesh, Sharding
 
-from fdjax.axes import Array, Params, PyTree
+from fdjax.axes import Params, PyTree
 from fdjax.contract.conditioner import Conditions
 from fdjax.engine.cache import StreamInferencePipelineCache
 from fdjax.engine.pipeline import StreamInferencePipeline
-from fdjax.session import journal
+from fdjax.session import journal, store
 from fdjax.session.blend import path
 from fdjax.session.place import Alone, Journal, Place
+from fdjax.session.saved import SessionData
+from fdjax.session.timeline import Event, SessionState, Start, Step, owned, small
 
-_THUMBNAIL = 96  # pixels of the longer side, at most
-
-
-class SessionState(enum.Enum):
-    """What a session can do now."""
-
-    ACTIVE = "active"
-    """It takes calls."""
-
-    RESETTING = "resetting"
-    """It is being begun again."""
-
-    FAILED = "failed"
-    """A step failed midway and left no cache; `reset` begins it again."""
-
-    CLOSED = "closed"
-    """It holds nothing and takes no call."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Step:
-    """One committed chunk of a timeline.
-
-    Attributes:
-        index: Of the chunk, from 0.
-        control: What `generate` was given.
-        event_ids: Of the events that gave the control, in their order.
-        conditions: Those that the chunk was made with.
-        upcoming: Conditions that were to come before the chunk was made, its own first.
-        image: The last frame, small.  float[B, H, W, 3] in [-1, 1], or None where the
-            output is no video, or the chunk was made in a batch.
-    """
-
-    index: int
-    control: PyTree
-    event_ids: tuple[str, ...]
-    conditions: Conditions
-    upcoming: tuple[Conditions, ...]
-    image: Array | None
-
-    @property
-    def thumbnail(self) -> np.ndarray | None:
-        """The small frame on the host; waits for its chunk."""
-        return None if self.image is None else np.asarray(self.image)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Event:
-    """A control that was sent for one chunk.
-
-    Attributes:
-        event_id: The sender's; one that was seen before is not applied again.
-        chunk: Index of the chunk that it steers.
-        control: As `generate` takes it.
-    """
-
-    event_id: str
-    chunk: int
-    control: PyTree
+_OF_THE_PLACE = frozenset(("cache", "journal"))
+"""What of a session's data belongs to where it lives."""
 
 
 class Session:
@@ -121,32 +66,29 @@ class Session:
         Raises:
             ValueError: A limit is negative, or `initialize_cache` refuses an argument.
         """
-        limits = {"undo_on_device": undo_on_device, "undo_on_host": undo_on_host}
-        for name, limit in limits.items():
-            if limit < 0:
-                raise ValueError(f"{name} must be >= 0, got {limit}; 0 keeps nothing.")
         self.pipeline, self.params = pipeline, params
         self._place: Place | None = None
         self._journal: Journal = ()
-        self._limits = undo_on_device, undo_on_host
-        self._start: dict[str, Any] = {
-            "conditions": conditions,
-            "pixel_height": pixel_height,
-            "pixel_width": pixel_width,
-            "key": key,
-        }
+        self._limits = journal.checked_limits(undo_on_device, undo_on_host)
+        self._weights: tuple[Params, dict[str, str]] | None = None
+        self._start = Start(
+            conditions=conditions,
+            pixel_height=pixel_height,
+            pixel_width=pixel_width,
+            key=key,
+        )
         self._begin()
 
     def _begin(self) -> None:
         self._state = SessionState.RESETTING
-        self._conditions: Conditions = self._start["conditions"]
+        self._conditions: Conditions = self._start.conditions
         self._upcoming: tuple[Conditions, ...] = ()
         self._leave_place()
         self._steps: tuple[Step, ...] = ()
         self._undone: tuple[Step, ...] = ()
         self._events: tuple[Event, ...] = ()
         self._seen: frozenset[str] = frozenset()
-        cache = self.pipeline.initialize_cache(self.params, **self._start)
+        cache = self.pipeline.initialize_cache(self.params, **vars(self._start))
         place = Alone(self.pipeline, self.params, cache, self._limits)
         # Conditions come from one program, so that undo beyond a change is exact.
         place.set_conditions(self._conditions)
@@ -168,6 +110,15 @@ class Session:
             ValueError: The session failed or is closed.
         """
         return self._active("cache").cache
+
+    @property
+    def pixel_size(self) -> tuple[int, int]:
+        """Rows and columns of its video."""
+        image = self._start.conditions.image
+        if image is not None:
+            _, height, width, _ = image.shape
+            return height, width
+        return self._start.pixel_height or 0, self._start.pixel_width or 0
 
     @property
     def committed_step_id(self) -> int:
@@ -224,7 +175,7 @@ class Session:
         except BaseException:
             self._check_survived()
             raise
-        image = _small(output) if isinstance(place, Alone) else None
+        image = small(output) if isinstance(place, Alone) else None
         self._commit(step, entry, image)
         return output
 
@@ -242,7 +193,7 @@ class Session:
                     f"Chunk {index} has events {list(event_ids)}, which give its "
                     "control; call tick() without one, or submit() no event."
                 )
-            control = due[-1].control if due else _owned(control)
+            control = due[-1].control if due else owned(control)
         upcoming = self._upcoming
         if upcoming:
             self._set_conditions(upcoming[0])
@@ -256,7 +207,10 @@ class Session:
         )
 
     def _commit(
-        self, step: Step, entry: journal.Entry | journal.Row | None, image: Array | None
+        self,
+        step: Step,
+        entry: journal.Entry | journal.Row | None,
+        image: jax.Array | None,
     ) -> None:
         """Notes a chunk that was made."""
         self._steps = (*self._steps, dataclasses.replace(step, image=image))
@@ -293,7 +247,7 @@ class Session:
             )
         if chunk < next_chunk + self.redo_limit:
             self._undone = ()  # another future
-        event = Event(event_id=event_id, chunk=chunk, control=_owned(control))
+        event = Event(event_id=event_id, chunk=chunk, control=owned(control))
         self._events = (*self._events, event)
         self._seen |= {event_id}
         return True
@@ -422,16 +376,118 @@ class Session:
         """
         if self._state is SessionState.CLOSED:
             raise ValueError("reset was called on a closed session; begin a new one.")
-        if unknown := sorted(start.keys() - self._start.keys()):
+        if unknown := sorted(start.keys() - vars(self._start).keys()):
             raise TypeError(
-                f"reset takes {', '.join(self._start)}; got {', '.join(unknown)}."
+                f"reset takes {', '.join(vars(self._start))}; got {', '.join(unknown)}."
             )
-        before, self._start = self._start, self._start | start
+        before, self._start = self._start, dataclasses.replace(self._start, **start)
         try:
             self._begin()
         except BaseException:
             self._start, self._state = before, SessionState.FAILED
             raise
+
+    # Beyond this process
+
+    def save(
+        self,
+        path: str | os.PathLike,
+        *,
+        way_back: int | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Writes all that the session holds; it appears at `path` whole or not at all.
+
+        A save that is killed, or for which the disk is too full, leaves what was at
+        `path`. The session goes on as before.
+
+        Args:
+            path: The file.
+            way_back: For how many chunks what `undo` needs is written; all by default.
+                Each takes as much as it does in memory.
+            overwrite: Replace what is at `path`.
+
+        Raises:
+            FileExistsError: There is something at `path`.
+            ValueError: The session is not active, or holds what no file can.
+            OSError: The file cannot be written.
+        """
+        data, weights = self._data("save", way_back), self._hashes()
+        store.save_session(
+            path, data, pipeline=self.pipeline, weights=weights, overwrite=overwrite
+        )
+
+    def to_bytes(self, *, way_back: int | None = None) -> bytes:
+        """What `save` writes, in memory.
+
+        Raises:
+            ValueError: As `save`.
+        """
+        data = self._data("to_bytes", way_back)
+        return store.session_bytes(data, pipeline=self.pipeline, weights=self._hashes())
+
+    @classmethod
+    def load(
+        cls,
+        source: str | os.PathLike | bytes,
+        pipeline: StreamInferencePipeline,
+        params: Params,
+        *,
+        undo_on_device: int = 4,
+        undo_on_host: int = 60,
+        sharding: Mesh | Sharding | None = None,
+    ) -> "Session":
+        """A session that `save` or `to_bytes` wrote; it goes on bit for bit.
+
+        On the same kind of device with the same versions; what differs is logged as a
+        warning. It may come from anyone: nothing of it is executed, and what a step
+        reads has the shapes that the pipeline makes. Which sizes are welcome is for
+        the caller to say, by the length of `source`, `pixel_size` and `cache`.
+
+        Args:
+            source: A file, or what is in it.
+            pipeline: Of the settings that the session was saved with.
+            params: The same weights; they may come from another place.
+            undo_on_device: As in the constructor.
+            undo_on_host: As in the constructor.
+            sharding: Where its arrays belong; by default where the weights are.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is no session, damaged, or of another pipeline or other
+                weights: says in what; or a limit is negative.
+        """
+        session = object.__new__(cls)
+        session.pipeline, session.params = pipeline, params
+        session._limits = journal.checked_limits(undo_on_device, undo_on_host)
+        session._weights = None
+        places = {"params": params, "sharding": sharding}
+        data = store.load_session(
+            source, pipeline=pipeline, weights=session._hashes(), **places
+        )
+        for field in dataclasses.fields(data):
+            if field.name not in _OF_THE_PLACE:
+                setattr(session, f"_{field.name}", getattr(data, field.name))
+        place = Alone(pipeline, params, data.cache, session._limits)
+        session._place, session._journal = place, place.kept(data.journal)
+        session._state = SessionState.ACTIVE
+        return session
+
+    def _data(self, caller: str, way_back: int | None) -> SessionData:
+        self._active(caller)
+        if way_back is not None and way_back < 0:
+            raise ValueError(f"way_back must be >= 0, got {way_back}; 0 keeps nothing.")
+        skipped = 0 if way_back is None else max(len(self._journal) - way_back, 0)
+        names = {field.name for field in dataclasses.fields(SessionData)}
+        own = {name: getattr(self, f"_{name}") for name in names - _OF_THE_PLACE}
+        entries = tuple(entry.resolve() for entry in self._journal[skipped:])
+        return SessionData(**own, cache=self.cache, journal=entries)
+
+    def _hashes(self) -> dict[str, str]:
+        """Of the weights; made once."""
+        if self._weights is None or self._weights[0] is not self.params:
+            self._weights = self.params, store.weights_of(self.params)
+        return self._weights[1]
 
     def close(self) -> None:
         """Lets go of all memory; the timeline can still be read."""
@@ -445,13 +501,9 @@ class Session:
 
     def _active(self, caller: str) -> Place:
         if self._state is not SessionState.ACTIVE or self._place is None:
-            cure = {
-                SessionState.FAILED: "reset() it",
-                SessionState.RESETTING: "wait for reset() to return",
-            }.get(self._state, "begin a new one")
             raise ValueError(
                 f"{caller} needs an active session, this one is {self._state.value}; "
-                f"{cure}."
+                f"{self._state.cure}."
             )
         return self._place
 
@@ -460,19 +512,3 @@ class Session:
         if self._place is not None and not self._place.survived():
             self._state = SessionState.FAILED
             self._leave_place()
-
-
-def _owned(control: PyTree) -> PyTree:
-    """The control, which its owner cannot change any more."""
-    return jax.tree.map(
-        lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, control
-    )
-
-
-def _small(output: PyTree) -> Array | None:
-    """The last frame of a video with every n-th pixel; None of anything else."""
-    if not isinstance(output, jax.Array) or output.ndim != 5 or output.shape[-1] != 3:
-        return None
-    stride = -(-max(output.shape[2:4]) // _THUMBNAIL)
-    # [B, T, H, W, 3] -> [B, H', W', 3]
-    return output[:, -1, ::stride, ::stride]

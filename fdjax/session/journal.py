@@ -177,9 +177,23 @@ def placed(entry: Entry, placement: Mesh | Sharding) -> Entry:
     parts = dict(zip(names, entry.arrays, strict=True))
     shardings = resolve(placement, parts, CACHE)
     assert shardings is not None
-    return dataclasses.replace(
-        entry, shardings=tuple(shardings[name] for name in names)
-    )
+    where = tuple(shardings[name] for name in names)
+    # A tree may be given in place of one sharding: one for each array or subtree.
+    leaves = jax.tree.leaves(jax.tree.broadcast(where, entry.arrays))
+    return dataclasses.replace(entry, shardings=tuple(leaves))
+
+
+def checked_limits(on_device: int, on_host: int) -> tuple[int, int]:
+    """How many entries are kept where.
+
+    Raises:
+        ValueError: One is negative.
+    """
+    limits = {"undo_on_device": on_device, "undo_on_host": on_host}
+    for name, limit in limits.items():
+        if limit < 0:
+            raise ValueError(f"{name} must be >= 0, got {limit}; 0 keeps nothing.")
+    return on_device, on_host
 
 
 def copy_cache(cache: StreamInferencePipelineCache) -> StreamInferencePipelineCache:
