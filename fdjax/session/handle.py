@@ -18,11 +18,8 @@ from fdjax.engine.pipeline import StreamInferencePipeline
 from fdjax.session import journal, store
 from fdjax.session.blend import path
 from fdjax.session.place import Alone, Journal, Place
-from fdjax.session.saved import SessionData
+from fdjax.session.saved import SessionData, collect, handed_on
 from fdjax.session.timeline import Event, SessionState, Start, Step, owned, small
-
-_OF_THE_PLACE = frozenset(("cache", "journal"))
-"""What of a session's data belongs to where it lives."""
 
 
 class Session:
@@ -398,8 +395,7 @@ class Session:
     ) -> None:
         """Writes all that the session holds; it appears at `path` whole or not at all.
 
-        A save that is killed, or for which the disk is too full, leaves what was at
-        `path`. The session goes on as before.
+        A save that is killed, or has too little room, leaves what was at `path`.
 
         Args:
             path: The file.
@@ -465,23 +461,15 @@ class Session:
         data = store.load_session(
             source, pipeline=pipeline, weights=session._hashes(), **places
         )
-        for field in dataclasses.fields(data):
-            if field.name not in _OF_THE_PLACE:
-                setattr(session, f"_{field.name}", getattr(data, field.name))
+        vars(session).update(handed_on(data))
         place = Alone(pipeline, params, data.cache, session._limits)
         session._place, session._journal = place, place.kept(data.journal)
         session._state = SessionState.ACTIVE
         return session
 
     def _data(self, caller: str, way_back: int | None) -> SessionData:
-        self._active(caller)
-        if way_back is not None and way_back < 0:
-            raise ValueError(f"way_back must be >= 0, got {way_back}; 0 keeps nothing.")
-        skipped = 0 if way_back is None else max(len(self._journal) - way_back, 0)
-        names = {field.name for field in dataclasses.fields(SessionData)}
-        own = {name: getattr(self, f"_{name}") for name in names - _OF_THE_PLACE}
-        entries = tuple(entry.resolve() for entry in self._journal[skipped:])
-        return SessionData(**own, cache=self.cache, journal=entries)
+        cache = self._active(caller).cache
+        return collect(vars(self), cache, self._journal, way_back)
 
     def _hashes(self) -> dict[str, str]:
         """Of the weights; made once."""

@@ -18,7 +18,7 @@ from fdjax.checkpoint import files
 from fdjax.contract.conditioner import Conditions
 from fdjax.engine.cache import StreamInferencePipelineCache
 from fdjax.session import tree
-from fdjax.session.journal import Entry
+from fdjax.session.journal import Entry, Row
 from fdjax.session.timeline import Event, Start, Step
 
 Arrays = Mapping[str, Any]
@@ -49,6 +49,45 @@ class SessionData:
     undone: tuple[Step, ...]
     events: tuple[Event, ...]
     seen: frozenset[str]
+
+
+_OF_THE_PLACE = frozenset(("cache", "journal"))
+"""Fields that belong to where a session lives, and not to its handle."""
+
+
+def collect(
+    handle: Mapping[str, Any],
+    cache: StreamInferencePipelineCache,
+    entries: Sequence[Entry | Row],
+    way_back: int | None,
+) -> SessionData:
+    """What a handle holds.
+
+    Args:
+        handle: Its attributes, each field of the value behind an underscore.
+        cache: The newest one.
+        entries: The way back.
+        way_back: How many of them are wanted; None: all.
+
+    Raises:
+        ValueError: `way_back` is negative.
+    """
+    if way_back is not None and way_back < 0:
+        raise ValueError(f"way_back must be >= 0, got {way_back}; 0 keeps nothing.")
+    skipped = 0 if way_back is None else max(len(entries) - way_back, 0)
+    names = {field.name for field in dataclasses.fields(SessionData)}
+    own = {name: handle[f"_{name}"] for name in names - _OF_THE_PLACE}
+    kept = tuple(entry.resolve() for entry in entries[skipped:])
+    return SessionData(**own, cache=cache, journal=kept)
+
+
+def handed_on(data: SessionData) -> dict[str, Any]:
+    """The attributes of a handle, as `collect` takes them, but for where it lives."""
+    return {
+        f"_{field.name}": getattr(data, field.name)
+        for field in dataclasses.fields(data)
+        if field.name not in _OF_THE_PLACE
+    }
 
 
 def describe(data: SessionData) -> tuple[dict[str, Any], dict[str, Array]]:

@@ -341,7 +341,7 @@ def test_the_queue_the_tokens_and_the_end_of_idle_sessions():
                 assert player.end() == 4410
                 second.until("playing")
                 second.send("leave")
-            assert second.end() == 1000
+                assert second.end() == 1000
         for token, watch in (("wrong one", None), (None, None), ("for players", "x")):
             with client.websocket_connect(LIVE) as socket:
                 Player(socket, token=token, watch=watch)
@@ -383,3 +383,41 @@ def test_sessions_of_a_batch_go_on_together_and_each_for_itself():
                     pass
         assert max(ticks) == 2
         assert server.engine.phase == "ready"
+
+
+def test_a_saved_session_goes_on_where_it_was(shared):
+    client, _ = shared
+    with playing(client) as player:
+        player.send("keys", keys="a", input=1)
+        player.until("frame", chunk=4, index=3)
+        player.send("undo", chunks=2)
+        player.until("state", playing=False)
+        player.send("save")
+        data = client.get(player.until("file")["url"]).content
+        player.send("keys", keys="w", input=2)
+        wanted = player.until("frame", input=2, index=3)
+    with playing(client) as player:
+        player.until("frame", chunk=0)
+        file = client.post("/v1/files", content=data).json()["file"]
+        player.send("load", file=file)
+        state = player.until("state", playing=False)
+        (timeline,) = state["timelines"]
+        assert timeline["redo_limit"] == 2
+        assert timeline["undo_limit"] == timeline["committed"]
+        player.until("frame", epoch=timeline["epoch"])
+        player.send("keys", keys="w", input=1)
+        loaded = player.until("frame", input=1, index=3, chunk=wanted["chunk"])
+        np.testing.assert_array_equal(pixels(loaded), pixels(wanted))
+        for damaged, text in (
+            (b"", "no session"),
+            (data[: len(data) // 2], "cut off"),
+            (data.replace(b"maze-world", b"maze_world", 1), "maze_world"),
+            (msgpack.packb({"format": "fdjax-live-session", "version": 1}), "damaged"),
+            (data.replace(b"fdjax_session", b"fdjax_sessiom"), ""),
+        ):
+            name = client.post("/v1/files", content=damaged).json()["file"]
+            player.send("load", file=name)
+            assert text in player.until("refused", command="load")["text"]
+        player.send("load", file="nothing")
+        assert "no such file" in player.until("refused")["text"]
+        player.until("chunk")
