@@ -27,7 +27,7 @@ def serve(config: RunnerConfig, settings: ServeSettings, bound: socket.socket) -
         Exception: Whatever kept the model from being loaded.
     """
     runner = config.setup()
-    model = Model(runner, runner.prepare())
+    model = Model(runner, runner.prepare(), settings.undo_chunks)
     settings = access.with_tokens(settings)
     made = app.Server(model, settings, lambda: setattr(server, "should_exit", True))
     server = uvicorn.Server(

@@ -15,6 +15,8 @@ from fdjax.serve.parcels import Parcels
 from fdjax.serve.settings import ServeSettings
 
 _GRACE = 30.0  # seconds that a session waits for a page whose connection broke
+_SHORT_GRACE = 3.0  # where others wait for a session
+_LONGEST_SILENCE = 15.0  # seconds without a frame acknowledged
 _log = logging.getLogger(__name__)
 
 
@@ -139,10 +141,14 @@ class Lobby:
             self.sweep()
 
     def sweep(self) -> None:
-        """Ends sessions without input, and those whose page did not come back."""
+        """Ends sessions without input, and those whose page is not there any more."""
         now = self._clock()
         for guest in list(self.playing):
-            if guest.left is not None and now - guest.left > _GRACE:
+            grace = _SHORT_GRACE if self.waiting else _GRACE
+            if guest.left is not None and now - guest.left > grace:
+                self._end(guest)
+            elif guest.left is None and guest.outbox.silence > _LONGEST_SILENCE:
+                guest.close(4408, "No frame was acknowledged any more.")
                 self._end(guest)
             elif now - guest.last_input > self._settings.idle_timeout:
                 if guest.left is None:

@@ -20,6 +20,7 @@ from fdjax.run.steering import Steering
 from fdjax.session.handle import Session
 
 _MOST_SEEDS = 2**31
+_UNDO_ON_DEVICE = 4  # newest chunks
 
 Pixels = np.ndarray
 """uint8[T, H, W, 3]."""
@@ -31,12 +32,15 @@ Progress = Callable[[str, float], None]
 class Model:
     """A method with its weights; everything here runs on the engine's thread."""
 
-    def __init__(self, runner: Runner, inputs: RunnerInputs) -> None:
+    def __init__(
+        self, runner: Runner, inputs: RunnerInputs, undo_chunks: int = 64
+    ) -> None:
         """Loads nothing.
 
         Args:
             runner: Of the method.
             inputs: From `Runner.prepare`.
+            undo_chunks: That a session can go back.
 
         Raises:
             ValueError: The method makes no video.
@@ -47,6 +51,11 @@ class Model:
                 "serve a method with a decoder."
             )
         self.runner, self.inputs = runner, inputs
+        on_device = min(undo_chunks, _UNDO_ON_DEVICE)
+        self.undo = {
+            "undo_on_device": on_device,
+            "undo_on_host": undo_chunks - on_device,
+        }
         self.steering: Steering = runner.steering(inputs)
         self.params: Params = {}
         # Kept once loaded: prompts change.
@@ -137,6 +146,7 @@ class Model:
             pixel_height=None if sized else config.pixel_height,
             pixel_width=None if sized else config.pixel_width,
             key=jax.random.key(seed % _MOST_SEEDS),
+            **self.undo,
         )
 
 

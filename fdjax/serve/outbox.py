@@ -40,6 +40,7 @@ class Outbox:
         self._frames: collections.deque[Frame] = collections.deque()
         self._epochs: dict[str, int] = {}
         self._acknowledged = 0
+        self._heard = time.monotonic()
         self._changed = asyncio.Event()
 
     # From any thread
@@ -62,7 +63,15 @@ class Outbox:
     def acknowledge(self, frame: int) -> None:
         """Notes how many frames the client has shown."""
         self._acknowledged = max(self._acknowledged, min(frame, self.num_sent))
+        self._heard = time.monotonic()
         self._changed.set()
+
+    @property
+    def silence(self) -> float:
+        """Seconds for which frames that were sent have not been acknowledged."""
+        if self.num_sent == self._acknowledged:
+            return 0.0
+        return time.monotonic() - self._heard
 
     async def next(self) -> bytes:
         """The next message; waits until there is one."""
@@ -96,6 +105,8 @@ class Outbox:
             data = await self._loop.run_in_executor(
                 None, frame.picture.encoded, self.image
             )
+        if self.num_sent == self._acknowledged:
+            self._heard = time.monotonic()
         self.num_sent += 1
         return protocol.pack(
             {

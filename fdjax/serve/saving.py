@@ -75,7 +75,9 @@ def from_bytes(data: bytes, model: Model) -> Timeline:
             f"{model.name!r}."
         )
     chunks, undone = _checked(found["chunks"], model), _checked(found["undone"], model)
-    session = Session.load(found["session"], model.runner.pipeline, model.params)
+    session = Session.load(
+        found["session"], model.runner.pipeline, model.params, **model.undo
+    )
     try:
         _check_size(session, model)
         told = len(chunks), len(undone)

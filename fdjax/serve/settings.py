@@ -39,7 +39,11 @@ class ServeSettings:
     idle_timeout: float = 300.0
     """Seconds without any input after which a session ends."""
 
-    max_chunks: int = 20000
+    undo_chunks: int = 64
+    """Chunks that can be undone; each takes the memory of one chunk's keys and values,
+    the newest 4 on the device and the others on the host."""
+
+    max_chunks: int = 7200
     """Chunks after which a session must begin again: its timeline takes memory."""
 
     max_upload_mb: int = 512
@@ -54,6 +58,7 @@ class ServeSettings:
             "max_waiting": 0,
             "lanes": 1,
             "idle_timeout": 1,
+            "undo_chunks": 0,
             "max_chunks": 1,
             "max_upload_mb": 1,
             "max_videos": 1,

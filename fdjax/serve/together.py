@@ -48,7 +48,9 @@ class Together:
             lanes: At least 2.
         """
         _, control = model.steering.control(model.steering.start, "")
-        self._batch = SessionBatch(pattern, capacity=lanes, control=control)
+        self._batch = SessionBatch(
+            pattern, capacity=lanes, control=control, **model.undo
+        )
         _log.info("Up to %d sessions make their chunks together.", lanes)
 
     def take_in(self, live: Live) -> bool:
