@@ -52,7 +52,7 @@ class Model:
             )
         self.runner, self.inputs = runner, inputs
         on_device = min(undo_chunks, _UNDO_ON_DEVICE)
-        self.undo = {
+        self.undo: Any = {
             "undo_on_device": on_device,
             "undo_on_host": undo_chunks - on_device,
         }
