@@ -10,7 +10,7 @@ import contextvars
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -30,7 +30,11 @@ def call(program: Any, *args: Any) -> Any:
 
 
 def session(
-    pipeline: Any, params: Params, start: Any, inputs: PyTree | None
+    pipeline: Any,
+    params: Params,
+    start: Callable[[], PyTree],
+    inputs: PyTree | None,
+    first: int = 0,
 ) -> "Iterator[None]":
     """The calls of a session, for `Programs`: its first chunk, then all others.
 
@@ -38,14 +42,17 @@ def session(
         pipeline: What runs.
         params: Shapes of the weights, by component.
         start: Called without arguments for the cache that it begins with.
-        inputs: Of each chunk, or None; the first two are looked at.
+        inputs: Of each chunk of the session, or None; two are looked at.
+        first: The chunk that comes next.
     """
     cache = start()
-    for chunk in range(3):
-        given = None if inputs is None or not len(inputs) else inputs
-        control = None if given is None else given[min(chunk, len(given) - 1)]
+    for chunk in range(first, first + 3):
+        control = None
+        if inputs is not None:
+            # All behind the second are alike.
+            control = inputs[min(chunk, first + 1, len(inputs) - 1)]
         cache, _ = pipeline.generate(params, cache, control, donate=True)
-        if not chunk:
+        if chunk == first:
             yield
         cache = pipeline.finalize(params, cache, donate=True)
     yield
