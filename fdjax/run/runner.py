@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import pathlib
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +21,6 @@ import numpy as np
 from fdjax import config as config_lib
 from fdjax.axes import Params, PyTree
 from fdjax.checkpoint import files
-from fdjax.checkpoint.store import param_shapes
 from fdjax.config import Component, InstantiateConfig, Seed
 from fdjax.contract.component import ParametricComponent, leaves
 from fdjax.contract.conditioner import Conditions
@@ -39,12 +37,14 @@ from fdjax.run import (
     plugins,
     stats,
     stream,
+    weights,
 )
 from fdjax.run.fields import check_fields
 from fdjax.run.inputs import RunnerInputs, RunnerResult
 from fdjax.run.outputs import Arrangement, OutputWriter
 from fdjax.run.report import RunReport
 from fdjax.run.writer import NullWriter
+from fdjax.sharding import Placement
 
 _SEEN_STRETCH = 0.05  # of proportions; rounding to a network's patches changes less
 _log = logging.getLogger(__name__)
@@ -91,6 +91,14 @@ class Runner(Component):
         return conditions_store.cached(conditioner).encode(
             params, text=inputs.text, image=inputs.image
         )
+
+    def weights_placement(self) -> Placement | None:
+        """Where the weights live, as `StreamInferencePipeline.init_params` takes it.
+
+        Raises:
+            ValueError: There is no such place here.
+        """
+        return None
 
     # Helpers for methods
 
@@ -362,25 +370,14 @@ class Runner(Component):
 
     def _needs(self, conditions: Conditions) -> needs.Needs:
         size = self.config.pixel_height, self.config.pixel_width
-        return needs.of_rollout(self.pipeline, self._initialize_cache, conditions, size)
+        where = self.weights_placement()
+        return needs.of_rollout(
+            self.pipeline, self._initialize_cache, conditions, size, where
+        )
 
     def _weights(self, only: Sequence[str]) -> Params:
-        if not only:
-            return {}
-        parts = self.pipeline.components
-        sizes = [
-            f"{name} {memory.size_text(memory.num_bytes(param_shapes(parts[name])))}"
-            for name in only
-        ]
-        loads = "Making random weights" if self.config.random_weights else "Loading"
-        since = time.perf_counter()
-        self._say("%s: %s ...", loads, ", ".join(sizes))
-        if self.config.random_weights:
-            params = self.pipeline.init_params(jax.random.key(0), only=only)
-        else:
-            params = self.pipeline.load_params(only=only)
-        self._say("... done in %.1f s.", time.perf_counter() - since)
-        return params
+        where, random = self.weights_placement(), self.config.random_weights
+        return weights.make(self.pipeline, only, where, random=random, say=self._say)
 
     def _say(self, text: str, *values: Any) -> None:
         """Tells what a run is at, unless `progress` is off."""
