@@ -1,6 +1,6 @@
 """Parameters on disk: found, fetched, restored, saved."""
 
-from fdjax.checkpoint.load import load_params
+from fdjax.checkpoint.load import load_params, origin
 from fdjax.checkpoint.metadata import Metadata, check_fit, describe, weights_hash
 from fdjax.checkpoint.store import (
     is_intact,
@@ -18,6 +18,7 @@ __all__ = [
     "is_intact",
     "load_params",
     "open_lazily",
+    "origin",
     "param_shapes",
     "read_metadata",
     "restore",

@@ -45,6 +45,7 @@ def load_params(
     component = component.params_owner
     if component.parts:
         placement.check_names(sharding, list(component.parts))
+        component.check_files()
         return {
             name: load_params(part, sharding=placement.part_of(sharding, name))
             for name, part in component.parts.items()
@@ -73,6 +74,22 @@ def load_params(
         f"{path} is no checkpoint of fdjax, and no converter knows the architecture "
         f"{component.architecture!r} of {name}."
     )
+
+
+def origin(source: str) -> str:
+    """What a checkpoint was converted from; the address itself where none tells.
+
+    Weights of one architecture do not tell which model they are; their names may.
+
+    Args:
+        source: An address: see `fdjax.checkpoint.address`. Nothing is fetched.
+
+    Raises:
+        ValueError: It is a damaged checkpoint, or of a newer version.
+    """
+    path = address.local_path(source)
+    metadata = read_metadata(path) if path is not None and path.exists() else None
+    return source if metadata is None else str(metadata.source.get("path", source))
 
 
 def _converters() -> list[importlib.metadata.EntryPoint]:

@@ -227,7 +227,10 @@ class Runner(Component):
                 config.runner_name,
             )
         else:
-            downloads.check_local(leaves(self._parts_read(inputs)).values())
+            parts = self._parts_read(inputs)
+            downloads.check_local(leaves(parts).values())
+            for name in needs.streaming(self.pipeline).keys() & parts.keys():
+                parts[name].check_files()  # before the encoders are loaded
         self._check_memory(inputs)
         return inputs
 

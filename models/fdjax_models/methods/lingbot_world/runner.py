@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fdjax import checkpoint
 from fdjax.run.inputs import LazySequence, RunnerInputs
 from fdjax.run.keys import controls_text
 from fdjax_models.methods.lingbot_world import paths, plot, trajectory
@@ -32,6 +33,7 @@ class LingBotRunner(WanRunner):
             FileNotFoundError: A file is missing.
         """
         self._check_size()
+        self._check_origin()
         text = self.read_text()
         segments = self._segments()
         camera = self._trajectory(segments)
@@ -56,6 +58,12 @@ class LingBotRunner(WanRunner):
             label=label,
             pictures={"camera": plot.draw(camera.poses, self.config.fps)},
         )
+
+    def _check_origin(self) -> None:
+        """Refuses weights that were converted from those of another version."""
+        source = self.pipeline.components["transformer"].checkpoint_path
+        if source is not None and not self.config.random_weights:
+            self.config.check_version(checkpoint.origin(source))
 
     @property
     def _len_t(self) -> int:
@@ -176,7 +184,15 @@ class LingBotRunnerConfig(WanStartRunnerConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1.")
         transformer: Any = self.resolved_pipeline.diffusion_model.transformer
-        found = _REPOSITORY.search(str(transformer.checkpoint_path or ""))
+        self.check_version(str(transformer.checkpoint_path or ""))
+
+    def check_version(self, source: str) -> None:
+        """Refuses an address that names weights of another version.
+
+        Raises:
+            ValueError: With both names.
+        """
+        found = _REPOSITORY.search(source)
         if self.weights and found and found[1] != self.weights:
             raise ValueError(
                 f"checkpoint_path must hold weights of robbyant/{self.weights} for "

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fdjax import checkpoint
 from fdjax.axes import Array, Params, PyTree
 from fdjax.contract.component import ParametricComponent
 from fdjax.contract.conditioner import Conditions
@@ -63,6 +64,15 @@ class WanExperts(Transformer):
     def parts(self) -> Mapping[str, ParametricComponent]:
         """The two networks."""
         return {HIGH: self._expert(HIGH), LOW: self._expert(LOW)}
+
+    def check_files(self) -> None:
+        """Refuses a converted checkpoint that was made of the other expert's.
+
+        Raises:
+            ValueError: With both names.
+        """
+        paths = (part.checkpoint_path for part in self.parts.values())
+        _check_names(*(path and checkpoint.origin(path) for path in paths))
 
     def init_params(self, key: jax.Array) -> Params:
         """Random weights of both networks."""
@@ -259,19 +269,29 @@ class WanExpertsConfig(WanTransformerConfig):
             raise ValueError(
                 f"boundary is a timestep in [0, 1000], got {self.boundary}."
             )
-        high, low = self.checkpoint_path, self.low_noise_checkpoint_path
-        if high is not None and high == low:
+        _check_names(self.checkpoint_path, self.low_noise_checkpoint_path)
+
+
+def _check_names(high: str | None, low: str | None) -> None:
+    """Refuses checkpoints that are the same one, or by their folders exchanged.
+
+    The experts have the same keys and shapes.
+
+    Raises:
+        ValueError: With both, or the field and the folder.
+    """
+    if high is not None and high == low:
+        raise ValueError(
+            "checkpoint_path and low_noise_checkpoint_path must name two "
+            f"checkpoints, one for each expert; both are {high}."
+        )
+    for field, source, others in (
+        ("checkpoint_path", high, _OF_LOW),
+        ("low_noise_checkpoint_path", low, _OF_HIGH),
+    ):
+        parts = set() if source is None else set(pathlib.PurePath(source).parts)
+        if wrong := sorted(parts & others):
             raise ValueError(
-                "checkpoint_path and low_noise_checkpoint_path must name two "
-                f"checkpoints, one for each expert; both are {high}."
+                f"{field} must name the other expert's checkpoint: {source} is in "
+                f"a folder {wrong[0]}. Change the two paths over."
             )
-        for field, source, others in (
-            ("checkpoint_path", high, _OF_LOW),
-            ("low_noise_checkpoint_path", low, _OF_HIGH),
-        ):
-            parts = set() if source is None else set(pathlib.PurePath(source).parts)
-            if wrong := sorted(parts & others):
-                raise ValueError(
-                    f"{field} must name the other expert's checkpoint: {source} is in "
-                    f"a folder {wrong[0]}. Change the two paths over."
-                )
