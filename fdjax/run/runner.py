@@ -227,10 +227,7 @@ class Runner(Component):
                 config.runner_name,
             )
         else:
-            parts = self._parts_read(inputs)
-            downloads.check_local(leaves(parts).values())
-            for name in needs.streaming(self.pipeline).keys() & parts.keys():
-                parts[name].check_files()  # before the encoders are loaded
+            weights.check(self.pipeline, self._parts_read(inputs))
         self._check_memory(inputs)
         return inputs
 
