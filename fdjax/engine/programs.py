@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from fdjax.axes import Params, PyTree
+from fdjax.sharding import is_host_memory
 
 _ahead: "contextvars.ContextVar[Programs | None]" = contextvars.ContextVar(
     "_ahead", default=None
@@ -108,7 +109,7 @@ class Programs:
             job = self._pool.submit(lambda: traced.lower().compile())
             self._jobs[self._moment].append(job)
         # What a program makes lives where its arguments were put, if they were.
-        where = next(filter(None, map(_place, leaves)), None)
+        where = _result_place(leaves)
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
             traced.out_info,
@@ -132,6 +133,13 @@ def _place(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array):
         return leaf.sharding if leaf.committed else None
     return getattr(leaf, "sharding", None)
+
+
+def _result_place(leaves: list[Any]) -> Any:
+    """Where a program puts what it makes: on the device of its arguments, if on one."""
+    placed = [place for leaf in leaves if (place := _place(leaf)) is not None]
+    near = [place for place in placed if not is_host_memory(place)]
+    return near[0] if near else None
 
 
 def _signature(leaf: Any) -> Any:

@@ -37,13 +37,8 @@ def compile_ahead(
     """
     if conditions is None and cache is None:
         return programs.Programs(iter(()))
-    # Weights from a checkpoint are put on a device, random ones go where they are used.
-    where = None if runner.config.random_weights else placement.default_sharding()
     shapes = {
-        name: jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-            param_shapes(part),
-        )
+        name: _placed(runner, name, param_shapes(part))
         for name, part in needs.streaming(runner.pipeline).items()
     }
 
@@ -52,6 +47,18 @@ def compile_ahead(
 
     calls = programs.session(runner.pipeline, shapes, start, inputs.controls, first)
     return programs.Programs(calls)
+
+
+def _placed(runner: Any, name: str, shapes: PyTree) -> PyTree:
+    """Shapes of a component's weights, and where they will live."""
+    where = placement.part_of(runner.weights_placement(), name)
+    if where is None and runner.config.random_weights:
+        return shapes  # they are put nowhere, and go where they are used
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        shapes,
+        placement.leaf_shardings(shapes, where),
+    )
 
 
 def compile_only(compiling: programs.Programs, *, told: bool) -> RunnerResult:

@@ -11,7 +11,6 @@ import functools
 import logging
 import os
 import pathlib
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,6 @@ import jax
 from fdjax import config as config_lib
 from fdjax.axes import Params, PyTree
 from fdjax.checkpoint import files
-from fdjax.checkpoint.store import param_shapes
 from fdjax.config import InstantiateConfig, Seed
 from fdjax.contract.component import ParametricComponent, leaves
 from fdjax.contract.conditioner import Conditions
@@ -39,6 +37,7 @@ from fdjax.run import (
     plugins,
     stats,
     stream,
+    weights,
 )
 from fdjax.run.controls import FOREVER, End
 from fdjax.run.fields import check_fields
@@ -48,6 +47,7 @@ from fdjax.run.prompts import encode_prompts
 from fdjax.run.reading import InputReader
 from fdjax.run.report import RunReport
 from fdjax.run.writer import NullWriter
+from fdjax.sharding import Placement
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +83,14 @@ class Runner(InputReader):
         return conditions_store.cached(conditioner).encode(
             params, text=inputs.text, image=inputs.image
         )
+
+    def weights_placement(self) -> Placement | None:
+        """Where the weights live, as `StreamInferencePipeline.init_params` takes it.
+
+        Raises:
+            ValueError: There is no such place here.
+        """
+        return None
 
     # The run
 
@@ -171,7 +179,7 @@ class Runner(InputReader):
                 config.runner_name,
             )
         else:
-            downloads.check_local(leaves(self._parts_read(inputs)).values())
+            weights.check(self.pipeline, self._parts_read(inputs))
         self._check_memory(inputs)
         return inputs
 
@@ -365,25 +373,12 @@ class Runner(InputReader):
 
     def _needs(self, conditions: Conditions) -> needs.Needs:
         size = self.config.pixel_height, self.config.pixel_width
-        return needs.of_rollout(self.pipeline, self.new_cache, conditions, size)
+        where = self.weights_placement()
+        return needs.of_rollout(self.pipeline, self.new_cache, conditions, size, where)
 
     def _weights(self, only: Sequence[str]) -> Params:
-        if not only:
-            return {}
-        parts = self.pipeline.components
-        sizes = [
-            f"{name} {memory.size_text(memory.num_bytes(param_shapes(parts[name])))}"
-            for name in only
-        ]
-        loads = "Making random weights" if self.config.random_weights else "Loading"
-        since = time.perf_counter()
-        self._say("%s: %s ...", loads, ", ".join(sizes))
-        if self.config.random_weights:
-            params = self.pipeline.init_params(jax.random.key(0), only=only)
-        else:
-            params = self.pipeline.load_params(only=only)
-        self._say("... done in %.1f s.", time.perf_counter() - since)
-        return params
+        where, random = self.weights_placement(), self.config.random_weights
+        return weights.make(self.pipeline, only, where, random=random, say=self._say)
 
     def _say(self, text: str, *values: Any) -> None:
         """Tells what a run is at, unless `progress` is off."""
