@@ -94,7 +94,7 @@ class Model:
         self._encoders = self.runner.encoder_weights()
         self._first = self.inputs.conditions or self.encode(self.prompt)[0]
         progress("Loading weights", 0.15)
-        self.params = self.runner.weights(list(needs.streaming(pipeline)))
+        self.params = self.runner.load_weights(list(needs.streaming(pipeline)))
         progress("Compiling the first chunk", 0.3)
         session, state = self.begin(None, 0), self.steering.start
         for part in (0.55, 0.8):
