@@ -204,7 +204,7 @@ class CheckpointedConfig(tiny.DoublingDecoderConfig):
 
 def test_a_missing_checkpoint_is_found_before_anything_is_read(config, monkeypatch):
     monkeypatch.setattr(
-        TinyRunner, "_weights", lambda *_, **__: pytest.fail("weights read")
+        TinyRunner, "load_weights", lambda *_, **__: pytest.fail("weights read")
     )
     decoder = CheckpointedConfig(checkpoint_path="/no/such/file")
     config = derive_config(config, random_weights=False, pipeline={"decoder": decoder})
@@ -240,7 +240,7 @@ def test_bad_inputs_are_refused_before_weights_are_read(
     config, monkeypatch, changes, message
 ):
     monkeypatch.setattr(
-        TinyRunner, "_weights", lambda *_, **__: pytest.fail("weights read")
+        TinyRunner, "load_weights", lambda *_, **__: pytest.fail("weights read")
     )
     with pytest.raises(ValueError, match=message):
         derive_config(config, **changes).setup().run()
@@ -256,7 +256,7 @@ def test_a_prompt_that_nothing_reads_is_refused(config):
 
 def test_unwritable_output_is_found_first(config, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        TinyRunner, "_weights", lambda *_, **__: pytest.fail("weights read")
+        TinyRunner, "load_weights", lambda *_, **__: pytest.fail("weights read")
     )
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
