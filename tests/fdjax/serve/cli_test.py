@@ -28,10 +28,9 @@ def test_help_lists_options_and_methods(capsys):
 
 
 def test_options_may_stand_anywhere_and_fields_are_left():
-    settings, rest = cli.split_settings(
-        "--port=9000 maze-world --max-sessions 7 --maze_seed 3 "
-        "--origins https://a.example,https://b.example".split()
-    )
+    given = ["--port=9000", "maze-world", "--max-sessions", "7", "--maze_seed", "3"]
+    origins = ["--origins", "https://a.example,https://b.example"]
+    settings, rest = cli.split_settings([*given, *origins])
     assert (settings.port, settings.max_sessions) == (9000, 7)
     assert settings.origins == ("https://a.example", "https://b.example")
     assert rest == ["maze-world", "--maze_seed", "3"]
