@@ -35,6 +35,7 @@ from fdjax.run import (
     naming,
     needs,
     plugins,
+    replay,
     stats,
     stream,
 )
@@ -84,7 +85,7 @@ class Runner(InputReader):
 
     # The run
 
-    def run(self) -> RunnerResult:
+    def run(self, expected: replay.Replay | None = None) -> RunnerResult:
         """Checks, loads, streams, writes.
 
         Files in `output_dir`, each of which appears whole or not at all: the video
@@ -92,9 +93,13 @@ class Runner(InputReader):
         array that is no video `<name>.<key>.npy`; what it follows, above it, is
         `<name>.comparison.mp4`), a contact sheet `<name>.png`,
         `stats_<name>.json`, `<name>.config.json`, from which the run can be repeated,
-        and with `save_session` `<name>.session`, from which it can be extended. The
-        second run in a directory is `<name>-2`, and so on. With random weights the
+        `<name>.replay.json`, with which a repetition is compared, and with
+        `save_session` `<name>.session`, from which it can be extended. The second run
+        in a directory is `<name>-2`, and so on. With random weights the
         name says so. With `save_embeddings_path` that file alone.
+
+        Args:
+            expected: A run whose weights these must be.
 
         Raises:
             ValueError, FileNotFoundError, PermissionError: Before anything expensive.
@@ -120,6 +125,8 @@ class Runner(InputReader):
             )
         self._tell_end(inputs, first + num_chunks)
         params, session = self._begin(inputs, session, num_chunks)
+        weights = replay.WeightHashes(params)
+        weights.check(expected, config.resume)
         folder = pathlib.Path(os.path.expanduser(config.output_dir))
         with contextlib.ExitStack() as stack:
             name = config.output_name
@@ -128,7 +135,7 @@ class Runner(InputReader):
                     naming.reserved(folder, name, overwrite=config.overwrite)
                 )
             report = RunReport(config, num_chunks, inputs, name=name, first=first)
-            return self._stream(params, session, inputs, report)
+            return self._stream(params, session, inputs, report, weights)
 
     def prepare(self) -> RunnerInputs:
         """Everything that can be checked before a weight is read; returns the inputs.
@@ -245,6 +252,7 @@ class Runner(InputReader):
         session: stream.Session,
         inputs: RunnerInputs,
         report: RunReport,
+        weights: replay.WeightHashes,
     ) -> RunnerResult:
         """Streams, and writes what there is however that ends."""
         config = self.config
@@ -267,12 +275,13 @@ class Runner(InputReader):
             interrupted = True
         if not interrupted:
             watch.wait()
+        report.weights = weights.get(wait=not interrupted)
         report.nonfinite = dict(watch.bad)
         report.outputs = list(writer.paths) if report.num_frames else []
         if jax.process_index() == 0 and (report.num_frames or report.nonfinite):
             report.write()
             if config.save_session and not report.nonfinite:
-                self._save_session(session, report)
+                self._save_session(session, params, report)
             if config.overwrite:
                 written = {path.name for path in report.written()}
                 naming.remove_leftovers(report.paths.folder, report.paths.name, written)
@@ -287,9 +296,12 @@ class Runner(InputReader):
             files=tuple(report.written()),
             num_frames=report.num_frames,
             stats=report.chunks(),
+            chunk_hashes=tuple(report.hashes),
         )
 
-    def _save_session(self, session: stream.Session, report: RunReport) -> None:
+    def _save_session(
+        self, session: stream.Session, params: Params, report: RunReport
+    ) -> None:
         if not session.is_whole:
             _log.warning(
                 "The session is not saved: the interrupt came in the midst of a chunk."
@@ -297,7 +309,7 @@ class Runner(InputReader):
             return
         chunks = int(jax.device_get(session.cache.autoregressive_index).max())
         notes = {"config": self.config.runner_name, "chunks": chunks}
-        session.save(report.paths.session, notes)
+        session.save(report.paths.session, params, notes)
         report.has_session = True
 
     def _initialize_cache(self, params: Params, conditions: Conditions) -> PyTree:

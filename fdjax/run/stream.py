@@ -34,11 +34,16 @@ class Session:
     first: int = 0
     switches: Switches = dataclasses.field(default_factory=Switches)
 
-    def save(self, path: pathlib.Path, notes: dict[str, Any]) -> None:
+    def save(self, path: pathlib.Path, params: Params, notes: dict[str, Any]) -> None:
         """Writes it; see `fdjax.session.store.save_cache`."""
         with signals.held():
             store.save_cache(
-                path, self.cache, pipeline=self.pipeline, notes=notes, overwrite=True
+                path,
+                self.cache,
+                pipeline=self.pipeline,
+                params=params,
+                notes=notes,
+                overwrite=True,
             )
 
     @property
