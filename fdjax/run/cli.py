@@ -6,6 +6,7 @@ fdjax-run METHOD --prompt "..." --pipeline.diffusion_model.seed 7
 fdjax-run METHOD --no-instantiate       print the resolved config and stop
 fdjax-run --preset examples/maze_at_dusk
 fdjax-run --config outputs/METHOD.config.json
+fdjax-run --replay outputs/METHOD.replay.json
 """
 
 import contextlib
@@ -15,19 +16,20 @@ import pathlib
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
 from fdjax import config as config_lib
 from fdjax.config.values import did_you_mean
-from fdjax.run import edge, plugins, registry, versions, xla_flags
+from fdjax.run import edge, plugins, registry, repeat, replay, versions, xla_flags
 from fdjax.run import flags as cli_flags
 from fdjax.run.preset import read_preset
 from fdjax.run.runner import RunnerConfig
 
 _NAME = "fdjax-run"
+_SOURCES = ("config", "preset", "replay")  # of a config, but for a method
 _SWITCHES = ("--no-instantiate", "--debug", "--help", "--tiny")
 _log = logging.getLogger(__name__)
 _COLUMN = 16  # where descriptions of methods begin
@@ -39,6 +41,8 @@ usage: {_NAME} METHOD [--FIELD VALUE ...]
   {_NAME} --preset DIR             a picture, a prompt, controls and settings that
                                      lie in a folder; METHOD and flags win over it
   {_NAME} --config FILE            repeat a run from the config that it wrote
+  {_NAME} --replay FILE            repeat a run, and say at which chunk it differs
+                                     if it does (exit code 1)
   {_NAME} METHOD --tiny            the whole path in half a minute on a CPU, by
                                      a small random network: its output is noise
   {_NAME} --version                versions and devices, for a bug report
@@ -78,6 +82,8 @@ def run(argv: Sequence[str] | None = None) -> int:
             if command is not None:
                 if argv is None:
                     prepare_process(command)
+                if command.expected is not None:
+                    return repeat.run(command.config, command.expected)
                 command.config.setup().run()
             return 0
 
@@ -103,18 +109,21 @@ class Command:
 
     Attributes:
         config: Of the method, with what the flags change.
+        expected: What its run is compared with, if that is asked for.
         is_tiny: Whether it is the small random network.
         keeps_compiled: Whether compiled programs are kept for the next process.
     """
 
     config: RunnerConfig
+    expected: replay.Replay | None
     is_tiny: bool
     keeps_compiled: bool
 
 
 def prepare_process(command: Command) -> None:
     """Makes the compiler's settings; for a process that does nothing else."""
-    if command.is_tiny:
+    is_quick = command.expected is not None and command.expected.is_quick
+    if command.is_tiny or is_quick:
         xla_flags.compile_quickly()
     xla_flags.set_defaults()
     if command.keeps_compiled:
@@ -138,16 +147,16 @@ def read_command(
         print(versions.text())
         return None
     method, rest = _split_method(arguments)
-    file, preset = (_path_of(flag, rest) for flag in ("--config", "--preset"))
+    sources = {flag: path for flag in _SOURCES if (path := _path_of(f"--{flag}", rest))}
     discovery = registry.discover()
-    if method is None and file is None and preset is None:
+    if method is None and not sources:
         values = _parse_flags(rest, [], program)
         wanted = values["help"].value
         print(_method_list(discovery, program), file=None if wanted else sys.stderr)
         if not wanted:
             raise ValueError("name a METHOD, one of those above.")
         return None
-    base = _base_config(method, file, preset, discovery, program)
+    base, expected = _base_config(method, sources, discovery, program)
     if "--tiny" in rest:
         base = base.tiny()
     fields = list(cli_flags.config_fields(base))
@@ -171,6 +180,7 @@ def read_command(
         )
     return Command(
         config=config,
+        expected=expected,
         is_tiny=bool(values["tiny"].value),
         keeps_compiled=bool(values["compilation_cache"].value),
     )
@@ -213,6 +223,7 @@ def _parse_flags(
     flags.DEFINE_bool("debug", False, "Show tracebacks.", flag_values=values)
     flags.DEFINE_string("config", None, "A run's config.", flag_values=values)
     flags.DEFINE_string("preset", None, "A preset.", flag_values=values)
+    flags.DEFINE_string("replay", None, "A replay file.", flag_values=values)
     cli_flags.define_flags(fields, values)
     try:
         values([program.name, *cli_flags.normalise(arguments, values)])
@@ -228,39 +239,53 @@ def _parse_flags(
 
 def _base_config(
     method: str | None,
-    file: pathlib.Path | None,
-    preset: pathlib.Path | None,
+    sources: Mapping[str, pathlib.Path],
     discovery: registry.Discovery,
     program: Program,
-) -> RunnerConfig:
-    """The config that the flags change: a method's, a preset's, or that of a run."""
-    if preset is not None:
-        if file is not None:
-            raise ValueError("give --config or --preset, not both.")
+) -> tuple[RunnerConfig, replay.Replay | None]:
+    """The config that the flags change, and what its run is compared with.
+
+    It is a method's, a preset's, or that of a run.
+    """
+    if len(sources) > 1:
+        raise ValueError(f"give --{' or --'.join(sources)}, not both.")
+    if (preset := sources.get("preset")) is not None:
         if method is not None:
             _known(method, discovery, program)
-        return read_preset(preset, discovery.configs, method=method)
-    if file is not None:
-        if not file.is_file():
-            raise FileNotFoundError(f"--config: there is no file {file}.")
+        return read_preset(preset, discovery.configs, method=method), None
+    if (file := sources.get("config")) is not None:
+        return _of_this_method(f"--config {file}", _read_config(file), method), None
+    if (file := sources.get("replay")) is not None:
+        what = f"--replay {file}"
         try:
-            config = config_lib.from_json(
-                file.read_text(encoding="utf-8"), classes=plugins.known_classes()
-            )
-        except (TypeError, ValueError, KeyError) as error:
-            raise ValueError(f"--config {file}: {edge.message(error)}") from error
-        if not isinstance(config, RunnerConfig):
-            raise ValueError(
-                f"--config {file} holds a {type(config).__name__}, no run."
-            )
-        if method not in (None, config.runner_name):
-            raise ValueError(
-                f"--config {file} is a run of {config.runner_name!r}, not of "
-                f"{method!r}; leave METHOD out."
-            )
-        return config
+            expected = replay.read(file, plugins.known_classes())
+        except (FileNotFoundError, ValueError) as error:
+            raise ValueError(f"{what}: {edge.message(error)}") from error
+        return _of_this_method(what, expected.config, method), expected
     assert method is not None
-    return _known(method, discovery, program)
+    return _known(method, discovery, program), None
+
+
+def _read_config(file: pathlib.Path) -> Any:
+    if not file.is_file():
+        raise FileNotFoundError(f"--config: there is no file {file}.")
+    try:
+        return config_lib.from_json(
+            file.read_text(encoding="utf-8"), classes=plugins.known_classes()
+        )
+    except (TypeError, ValueError, KeyError) as error:
+        raise ValueError(f"--config {file}: {edge.message(error)}") from error
+
+
+def _of_this_method(what: str, config: Any, method: str | None) -> RunnerConfig:
+    if not isinstance(config, RunnerConfig):
+        raise ValueError(f"{what} holds a {type(config).__name__}, no run.")
+    if method not in (None, config.runner_name):
+        raise ValueError(
+            f"{what} is a run of {config.runner_name!r}, not of {method!r}; leave "
+            "METHOD out."
+        )
+    return config
 
 
 def _known(

@@ -113,11 +113,13 @@ def read_header(path: pathlib.Path) -> Mapping[str, Any]:
 def made_by() -> dict[str, str]:
     """What the bits of a result depend on besides the settings and the weights."""
     device = jax.devices()[0]
+    quick = jax.config.read("jax_disable_most_optimizations")
     return {
         "fdjax": installed_version(),
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "device": f"{device.platform} {device.device_kind}",
+        "compiler": "quick" if quick else "full",
     }
 
 

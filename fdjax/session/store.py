@@ -233,6 +233,16 @@ def check_weights(
         check_same(f"{name} is a session of other weights", there, weights)
 
 
+def check_weights_of(path: str | os.PathLike, weights: Mapping[str, str]) -> None:
+    """`check_weights` of a file.
+
+    Raises:
+        FileNotFoundError, ValueError: As `read_notes` and `check_weights`.
+    """
+    path = pathlib.Path(path).expanduser()
+    check_weights(str(path), container.read_header(path), weights)
+
+
 def where(params: Params) -> Mesh | Sharding:
     """Where weights are: the mesh, or the device."""
     leaf = next(iter(jax.tree.leaves(params)), None)

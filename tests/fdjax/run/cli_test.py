@@ -324,7 +324,7 @@ def test_odd_output_directories(fdjax_run, folder):
     assert code == 0, err
     video = pathlib.Path(folder, "tiny-random-weights.mp4").absolute()
     assert len(media.read_video(video)) == 3
-    assert len(list(video.parent.iterdir())) == 4
+    assert len(list(video.parent.iterdir())) == 5
 
 
 def test_a_disk_that_fills_up_is_one_line(fdjax_run, monkeypatch):

@@ -23,7 +23,8 @@ from tests import tiny
 from tests.tiny_runner import CONFIG, TinyRunner
 
 NAME = "tiny-random-weights"
-FILES = {f"{NAME}.mp4", f"{NAME}.png", f"stats_{NAME}.json", f"{NAME}.config.json"}
+FILES = {f"{NAME}.{kind}" for kind in ("mp4", "png", "config.json", "replay.json")}
+FILES.add(f"stats_{NAME}.json")
 
 
 @pytest.fixture
