@@ -75,6 +75,14 @@ class Replay:
         Raises:
             OSError: It cannot be written.
         """
+        files.write_text(path, self.text(classes))
+
+    def text(self, classes: Any) -> str:
+        """What is in the file.
+
+        Args:
+            classes: As `config.to_json` takes them.
+        """
         tree = {
             "format": FORMAT,
             "made_by": dict(self.made_by),
@@ -83,8 +91,7 @@ class Replay:
             "weights": None if self.weights is None else dict(self.weights),
             "chunks": list(self.chunks),
         }
-        text = json.dumps(tree | {"sha256": _digest(tree)}, indent=1)
-        files.write_text(path, text + "\n")
+        return json.dumps(tree | {"sha256": _digest(tree)}, indent=1) + "\n"
 
     def check_weights(self, weights: Mapping[str, str]) -> None:
         """Refuses other weights than those of the run.

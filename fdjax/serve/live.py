@@ -12,7 +12,7 @@ import numpy as np
 
 from fdjax.axes import PyTree
 from fdjax.run import edge
-from fdjax.serve import saving
+from fdjax.serve import replays, saving
 from fdjax.serve.model import Model, Pixels
 from fdjax.serve.parcels import Parcels
 from fdjax.serve.pictures import Picture
@@ -86,6 +86,7 @@ class Live:
         self.keys, self._tapped, self._holding, self.input = "", "", "", 0
         self.began = time.time()
         self.chunk_seconds, self.num_frames = 0.0, 0
+        self._script: replays.Script | None = None
         self.recording: Recording | None = None
         self._max_chunks = max_chunks
         self._clock = 0.0  # when the last frame that was made has been shown
@@ -102,7 +103,7 @@ class Live:
         """
         seed = secrets.randbelow(2**31) if seed is None else seed
         session = self.model.begin(prompt, seed)
-        self.put(Timeline(self.model, session, prompt or self.model.prompt, "a"))
+        self.put(Timeline(self.model, session, prompt or self.model.prompt, seed))
         self.tell({"type": "began", "seed": seed})
 
     def put(self, timeline: Timeline) -> None:
@@ -111,6 +112,7 @@ class Live:
         self._close_timelines()
         self.timelines, self.selected = {"a": timeline}, "a"
         self.playing, self._clock, self._tapped = True, 0.0, ""
+        self._script = None
         self.tell_state()
 
     def close(self) -> None:
@@ -147,6 +149,8 @@ class Live:
             self._pause(f"The session has {self._max_chunks} chunks; begin it again.")
             return None
         self._holding = self._held()
+        if self._script is not None and not self._follow(self._script):
+            return None
         try:
             control = timeline.next_control(self._holding)
         except IndexError:
@@ -154,6 +158,18 @@ class Live:
             return None
         self._tapped = ""
         return (control,)
+
+    def _follow(self, script: replays.Script) -> bool:
+        """Does what a replay file says for the next chunk; whether there is more."""
+        index, before = len(self.current.chunks), self.model.runner.frames_before
+        if index >= script.num_chunks:
+            self._script = None
+            self._pause("The replay has ended; go on from here.")
+            return False
+        if (prompt := script.said(index, before)) is not None:
+            self.current.switch_prompt(prompt, 1, "linear")
+        self._holding = script.keys(index, before)
+        return True
 
     def took(self, made: Pixels | Exception, seconds: float) -> None:
         """Shows the chunk that was made.
@@ -218,6 +234,8 @@ class Live:
                 f"unknown key {unknown[0]!r}; the keys are {named or 'none'}."
             )
         self.keys = command["keys"]
+        if self.keys:
+            self._script = None  # whoever takes the keys leads
         self._tapped += "".join(key for key in self.keys if key not in self._tapped)
         self.input = max(self.input, command["input"])
         if self.keys and not self.playing:
@@ -292,8 +310,18 @@ class Live:
         parcel = self._parcels.take(command["file"])
         if parcel is None:
             raise ValueError("There is no such file; send it again.")
+        if parcel.data[:1] == b"{":
+            script = replays.from_bytes(parcel.data, self.model)
+            self.begin(script.prompt or None, script.seed)
+            self._script = script
+            return
         self.put(saving.from_bytes(parcel.data, self.model))
         self._moved()
+
+    def _do_replay(self, command: Mapping[str, Any]) -> None:
+        del command
+        data = replays.to_bytes(self.current)
+        self._offer(data, "application/json", f"{self.model.name}.replay.json")
 
     def _do_record(self, command: Mapping[str, Any]) -> None:
         if command["recording"] and self.recording is None:

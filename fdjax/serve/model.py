@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from fdjax.run import media, needs
 from fdjax.run.inputs import RunnerInputs
 from fdjax.run.runner import Runner
 from fdjax.run.steering import Steering
+from fdjax.session import store
 from fdjax.session.handle import Session
 
 _MOST_SEEDS = 2**31
@@ -58,6 +59,7 @@ class Model:
         }
         self.steering: Steering = runner.steering(inputs)
         self.params: Params = {}
+        self._hashes: Mapping[str, str] | None = None
         # Kept once loaded: prompts change.
         self._encoders: Any = {}
         self._first: Conditions | None = None
@@ -108,6 +110,12 @@ class Model:
         self.pattern = jax.eval_shape(lambda: session.cache)
         self.pixel_size = session.pixel_size
         return session
+
+    def weights(self) -> Mapping[str, str]:
+        """Hashes of the weights; made once."""
+        if self._hashes is None:
+            self._hashes = store.weights_of(self.params)
+        return self._hashes
 
     def encode(self, prompt: str) -> tuple[Conditions, tuple[str, ...]]:
         """The conditions of a prompt, and what was warned of about it.

@@ -14,7 +14,7 @@ import numpy as np
 from fdjax.run import memory
 from fdjax.serve.model import Model
 from fdjax.serve.pictures import Picture
-from fdjax.serve.timeline import Timeline
+from fdjax.serve.timeline import Chunk, Timeline
 from fdjax.session.handle import Session
 
 _FORMAT = "fdjax-live-session"
@@ -25,6 +25,8 @@ _FIELDS = {
     "version": int,
     "method": str,
     "prompt": str,
+    "seed": int,
+    "blended": bool,
     "chunks": list,
     "undone": list,
     "picture": bytes,
@@ -49,8 +51,10 @@ def to_bytes(timeline: Timeline) -> bytes:
             "version": _VERSION,
             "method": timeline.model.name,
             "prompt": timeline.prompt,
-            "chunks": [[chunk.keys, chunk.prompt] for chunk in timeline.chunks],
-            "undone": [[chunk.keys, chunk.prompt] for chunk in timeline.undone],
+            "seed": timeline.seed,
+            "blended": timeline.is_blended,
+            "chunks": _listed(timeline.chunks),
+            "undone": _listed(timeline.undone),
             "picture": _png(last.pixels),
             "session": timeline.session.to_bytes(way_back=_WAY_BACK),
         }
@@ -86,7 +90,8 @@ def from_bytes(data: bytes, model: Model) -> Timeline:
                 f"The file tells of {told[0]} chunks and {told[1]} undone ones, its "
                 f"session has {session.committed_step_id} and {session.redo_limit}."
             )
-        timeline = Timeline(model, session, found["prompt"], "a")
+        timeline = Timeline(model, session, found["prompt"], found["seed"])
+        timeline.is_blended = found["blended"]
         picture = Picture(_pixels(found["picture"], model))
         timeline.restore(chunks, undone, picture)
     except BaseException:
@@ -110,25 +115,31 @@ def _read(data: bytes) -> dict[str, Any]:
     for name, kind in _FIELDS.items():
         if not isinstance(found.get(name), kind):
             raise ValueError(f"The file is damaged: {name} is missing or wrong.")
-    if len(found["prompt"]) > _MOST_TEXT:
-        raise ValueError("The file is damaged: its prompt is too long.")
+    if len(found["prompt"]) > _MOST_TEXT or not 0 <= found["seed"] < 2**31:
+        raise ValueError(
+            "The file is damaged: its prompt is too long, or its seed too large."
+        )
     return dict(found)
 
 
-def _checked(chunks: Sequence[Any], model: Model) -> list[tuple[str, str]]:
-    """(keys, prompt) of each chunk."""
+def _listed(chunks: Sequence[Chunk]) -> list[list[str]]:
+    return [[chunk.keys, chunk.prompt, chunk.hash] for chunk in chunks]
+
+
+def _checked(chunks: Sequence[Any], model: Model) -> list[tuple[str, str, str]]:
+    """(keys, prompt, hash) of each chunk."""
     known = model.steering.actions.keys()
     if len(chunks) > _MOST_CHUNKS:
         raise ValueError("The file is damaged: it has too many chunks.")
     for chunk in chunks:
         if (
             not isinstance(chunk, list)
-            or [type(part) for part in chunk] != [str, str]
+            or [type(part) for part in chunk] != [str] * 3
             or not set(chunk[0]) <= known
-            or len(chunk[1]) > _MOST_TEXT
+            or max(map(len, chunk)) > _MOST_TEXT
         ):
             raise ValueError(f"The file is damaged: {chunk!r:.60} is no chunk.")
-    return [(keys, prompt) for keys, prompt in chunks]
+    return [(keys, prompt, digest) for keys, prompt, digest in chunks]
 
 
 def _check_size(session: Session, model: Model) -> None:

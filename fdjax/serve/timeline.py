@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fdjax.axes import PyTree
+from fdjax.run import replay
 from fdjax.serve import model as model_lib
 from fdjax.serve.model import Model, Pixels
 from fdjax.serve.pictures import Picture
@@ -18,6 +19,7 @@ class Chunk:
     Attributes:
         keys: That were held.
         prompt: It was made with.
+        hash: Of its pixels, as in a replay file.
         before: Steering's state before it.
         last: Its last frame, which is shown again after undo; None where undo does not
             reach.
@@ -25,6 +27,7 @@ class Chunk:
 
     keys: str
     prompt: str
+    hash: str
     before: PyTree
     last: Picture | None
 
@@ -32,9 +35,20 @@ class Chunk:
 class Timeline:
     """A session and what the server must know about its chunks."""
 
-    def __init__(self, model: Model, session: Session, prompt: str, name: str) -> None:
-        """Begins where the session has no chunk."""
+    def __init__(
+        self, model: Model, session: Session, prompt: str, seed: int, name: str = "a"
+    ) -> None:
+        """Begins where the session has no chunk.
+
+        Args:
+            model: Of the session.
+            session: That makes the chunks.
+            prompt: That it began with.
+            seed: That its noise began with.
+            name: "a" or "b".
+        """
         self.model, self.session, self.name = model, session, name
+        self.seed, self.is_blended = seed, False
         self.prompt = prompt
         self.epoch = 0
         self.state: PyTree = model.steering.start
@@ -107,6 +121,7 @@ class Timeline:
         """
         conditions, notes = self.model.encode(prompt)
         self.session.switch_prompt(conditions, num_chunks, blend)
+        self.is_blended |= num_chunks > 1
         self.undone.clear()
         self.prompt = prompt
         return list(notes)
@@ -118,28 +133,33 @@ class Timeline:
             name: Of the new one.
             epoch: Above that of whatever had the name before.
         """
-        other = Timeline(self.model, self.session.fork(), self.prompt, name)
+        session = self.session.fork()
+        other = Timeline(self.model, session, self.prompt, self.seed, name)
         other.epoch, other.state = epoch, self.state
+        other.is_blended = self.is_blended
         other.chunks, other.undone = list(self.chunks), list(self.undone)
         return other
 
     def restore(
         self,
-        chunks: Sequence[tuple[str, str]],
-        undone: Sequence[tuple[str, str]],
+        chunks: Sequence[tuple[str, str, str]],
+        undone: Sequence[tuple[str, str, str]],
         last: Picture,
     ) -> None:
         """Takes up what a session that was loaded has behind it.
 
         Args:
-            chunks: Keys and prompt of each chunk.
+            chunks: Keys, prompt and hash of each chunk.
             undone: Of those that can be made again, the next one last.
             last: What the newest chunk shows at its end.
         """
         state = self.state
         known = []
-        for keys, prompt in (*chunks, *reversed(undone)):
-            known.append(Chunk(keys=keys, prompt=prompt, before=state, last=None))
+        for keys, prompt, digest in (*chunks, *reversed(undone)):
+            chunk = Chunk(
+                keys=keys, prompt=prompt, hash=digest, before=state, last=None
+            )
+            known.append(chunk)
             state, _ = self.model.steering.control(state, keys)
             if len(known) == len(chunks):
                 self.state = state
@@ -166,7 +186,11 @@ class Timeline:
 
     def _keep(self, keys: str, prompt: str, state: PyTree, video: Pixels) -> None:
         chunk = Chunk(
-            keys=keys, prompt=prompt, before=self.state, last=Picture(video[-1].copy())
+            keys=keys,
+            prompt=prompt,
+            hash=replay.chunk_hash(video),
+            before=self.state,
+            last=Picture(video[-1].copy()),
         )
         self.chunks.append(chunk)
         self.state = state

@@ -1,5 +1,7 @@
 import contextlib
+import dataclasses
 import io
+import json
 import time
 
 import msgpack
@@ -8,6 +10,7 @@ import pytest
 from PIL import Image
 from starlette.websockets import WebSocketDisconnect
 
+from fdjax.run import plugins, repeat, replay
 from tests.fdjax.serve.tiny_server import LIVE, Player, model, serving, wait_ready
 
 
@@ -421,3 +424,48 @@ def test_a_saved_session_goes_on_where_it_was(shared):
         player.send("load", file="nothing")
         assert "no such file" in player.until("refused")["text"]
         player.until("chunk")
+
+
+def test_what_was_played_is_played_again_by_the_page_and_by_a_run(shared, tmp_path):
+    client, _ = shared
+    with playing(client) as player:
+        player.until("frame", chunk=1)
+        player.send("keys", keys="a", input=1)
+        player.until("chunk", keys="a")
+        player.send("prompt", text="blue stone maze")
+        player.until("chunk", prompt="blue stone maze")
+        player.send("keys", keys="", input=2)
+        player.until("chunk", keys="")
+        player.send("play", playing=False)
+        state = player.until("state", playing=False)
+        count = state["timelines"][0]["committed"]
+        player.send("undo", chunks=count - 1)  # again, so that all of it is looked at
+        player.send("redo", chunks=count - 1)
+        wanted = player.until("frame", chunk=count - 1, count=1)
+        player.send("replay")
+        data = client.get(player.until("file")["url"]).content
+    assert len(data) < 20_000
+    with playing(client) as player:
+        name = client.post("/v1/files", content=data).json()["file"]
+        player.send("load", file=name)
+        assert "has ended" in player.until("note")["text"]
+        (timeline,) = player.until("state")["timelines"]
+        assert timeline["committed"] == count
+        player.send("replay")
+        again = client.get(player.until("file")["url"]).content
+        assert json.loads(again)["chunks"] == json.loads(data)["chunks"]
+        player.send("undo", chunks=1)
+        player.until("state")
+        player.send("redo", chunks=1)
+        played = player.until("frame", chunk=count - 1, count=1)
+        np.testing.assert_array_equal(pixels(played), pixels(wanted))
+        foreign = json.loads(data)
+        foreign["config"]["controls"] = "/etc/passwd.txt"
+        name = client.post("/v1/files", content=json.dumps(foreign)).json()["file"]
+        player.send("load", file=name)
+        assert "unknown key" in player.until("refused")["text"]
+    path = tmp_path / "walk.replay.json"
+    path.write_bytes(data)
+    expected = replay.read(path, plugins.known_classes())
+    config = dataclasses.replace(expected.config, output_dir=tmp_path, progress=False)
+    assert repeat.run(config, expected) == 0
