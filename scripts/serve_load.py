@@ -14,6 +14,7 @@ import collections
 import dataclasses
 import json
 import random
+import sys
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -219,4 +220,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if {"-h", "-help", "--help"} & set(sys.argv[1:]):
+        app.usage(writeto_stdout=True, exitcode=0)  # absl's own exits with 1
     app.run(main)

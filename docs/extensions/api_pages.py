@@ -27,6 +27,7 @@ TITLES = {
     "contract": "Components",
     "engine": "Pipelines and sessions",
     "run": "Runs",
+    "serve": "The server",
 }
 """Headings of `fdjax`'s own names, by the folder that defines them."""
 

@@ -32,7 +32,7 @@ export class Stage {
         canvas.height = bitmap.height;
       }
       canvas.classList.toggle("small", bitmap.height < SMALL);
-      canvas.style.setProperty("--ratio", bitmap.width / bitmap.height);
+      canvas.parentElement.style.setProperty("--ratio", bitmap.width / bitmap.height);
       this.contexts[frame.timeline].drawImage(bitmap, 0, 0);
       this.shown[frame.timeline] = frame.chunk;
       canvas.dataset.chunk = frame.chunk;
