@@ -26,7 +26,7 @@ _FPS = flags.DEFINE_integer(
     "fps", 12, "Frames per second; as fast as it can go: 1000.", lower_bound=1
 )
 _SECONDS = flags.DEFINE_float("seconds", 20, "To measure for.", lower_bound=1)
-_PHONE = {
+_PHONE: Any = {
     "viewport": {"width": 390, "height": 844},
     "has_touch": True,
     "is_mobile": True,
