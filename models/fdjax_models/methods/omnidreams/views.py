@@ -22,7 +22,7 @@ from fdjax.contract.conditioner import (
 from fdjax.contract.decoder import DecoderConfig, StreamingDecoder
 from fdjax.engine.conditioner import check_image, check_prompts
 from fdjax_models.methods.omnidreams.encoder import apart
-from fdjax_models.networks.hdmap.image_encoder import FirstFrameEncoderConfig
+from fdjax_models.networks.wan_vae.first_frame import FirstFrameEncoderConfig
 
 _TEXT, _IMAGE = "text_encoder", "image_encoder"
 
