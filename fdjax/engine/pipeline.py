@@ -322,11 +322,23 @@ class StreamInferencePipeline(Component):
         params: Params,
         cache: StreamInferencePipelineCache,
         conditions: Conditions,
+        *,
+        donate: bool = False,
     ) -> StreamInferencePipelineCache:
-        """The ready cache with another prompt; what was generated stays visible."""
+        """The ready cache with another prompt; what was generated stays visible.
+
+        Args:
+            params: Weights.
+            cache: A ready cache.
+            conditions: From `encode_conditions`.
+            donate: Work in place and use `cache` up.
+        """
         require(cache, ready=True, caller="update_conditions")
         check_conditions(conditions)
-        transformer_cache = stages.update_conditions(
+        update = (
+            stages.update_conditions_in_place if donate else stages.update_conditions
+        )
+        transformer_cache = update(
             self, params["transformer"], cache.transformer_cache, conditions
         )
         return dataclasses.replace(cache, transformer_cache=transformer_cache)
