@@ -91,6 +91,18 @@ def test_one_chunk_only(tmp_path):
         _small(T2V, tmp_path, total_blocks=2)
 
 
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"text_encoder": {"max_length": 9}}, r"must equal .* 512, got 9"),
+        ({"negative_prompt": None}, "guidance_scale=8.0 needs a negative prompt"),
+    ],
+)
+def test_parts_that_do_not_fit(parts, message):
+    with pytest.raises(ValueError, match=message):
+        derive_config(RUNNER_CONFIGS[T2V], pipeline={"conditioner": parts})
+
+
 def _conditions(seed, *_):
     keys = jax.random.split(jax.random.key(seed), 3)
     text = (1, 160, 32)

@@ -77,7 +77,8 @@ class FirstFrameControlEncoder(StreamingEncoder):
         # [B, 1, H, W, C] -> [B, T, H, W, C], zeros behind the first
         latent = jnp.pad(cache.image * here, rest)
         mask = jnp.pad(jnp.ones_like(cache.image) * here, rest)
-        cache = cache.replace(is_first=jnp.zeros_like(cache.is_first))
+        later = jnp.zeros_like(cache.is_first)
+        cache = FirstFrameCache(image=cache.image, is_first=later)
         return cache, ImageControl(latent=latent, mask=mask)
 
 
