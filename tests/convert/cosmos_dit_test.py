@@ -8,6 +8,7 @@ import pytest
 from safetensors import numpy as safetensors
 
 from fdjax import checkpoint
+from fdjax.checkpoint.errors import CheckpointError
 from fdjax.checkpoint.tensors import LazyTensor
 from fdjax_convert import convert as convert_module
 from fdjax_convert.rules import Conversion, convert, to_torch
@@ -29,11 +30,6 @@ VIEWS = dataclasses.replace(tiny.CONFIG, control_dim=192, num_cameras=7)
 PUBLISHED = {
     "Cosmos-Predict2.5 2B": (COSMOS_2B, 569, 2_059_174_912),
     "OmniDreams 2B, HD map of 16 channels": (COSMOS_2B_HDMAP, 570, 2_059_305_984),
-    "OmniDreams 2B, HD map of 192 channels": (
-        dataclasses.replace(COSMOS_2B_VIEWS, num_cameras=0),
-        570,
-        2_060_747_776,
-    ),
     "OmniDreams 2B, HD map of 192 channels, several views of 7 cameras": (
         COSMOS_2B_VIEWS,
         797,
@@ -184,3 +180,44 @@ def test_a_published_file_there_and_back(tmp_path, monkeypatch):
     assert exported.keys() == {f"net.{key}" for key in source}
     for key, value in source.items():
         np.testing.assert_array_equal(exported[f"net.{key}"], value, err_msg=key)
+
+
+HEADLINES = {
+    "no map": (tiny.CONFIG, "Cosmos-Predict2.5 {}, text of 20"),
+    "another map": (dataclasses.replace(MAP, control_dim=192), "HD map of 192"),
+    "views": (VIEWS, "HD map of 192 channels, several views of 7 cameras, text"),
+    "other text": (dataclasses.replace(MAP, text_dim=24), "text of 24 features"),
+    "no text": (MAP, "without a projection of text"),
+    "no frame": (MAP, "text of 20 features, without the mask of a first frame"),
+}
+
+
+@pytest.mark.parametrize("name", HEADLINES)
+def test_another_variant_is_named_in_the_first_line(name, tmp_path):
+    config, is_now = HEADLINES[name]
+    tensors = tiny.checkpoint(config)
+    if name == "no text":
+        tensors = {k: v for k, v in tensors.items() if "crossattn_proj" not in k}
+    if name == "no frame":
+        tensors[PATCH] = np.ascontiguousarray(tensors[PATCH][:, :-8])
+    path = tmp_path / "cosmos.safetensors"
+    safetensors.save_file({f"net.{key}": value for key, value in tensors.items()}, path)
+    component = CosmosTransformerConfig(network=MAP, checkpoint_path=str(path)).setup()
+    with pytest.raises(ConversionError) as caught:
+        checkpoint.load_params(component)
+    first, size = str(caught.value).partition("\n")[0], "64 wide, 2 blocks"
+    found, asked = first.split("; you asked for ")
+    assert is_now.format(size) in found
+    assert asked.startswith(f"OmniDreams {size}, HD map of 16 channels, text of 20")
+
+
+def test_a_lora_is_named(tmp_path):
+    tensors = {}
+    for name in ("lora_A", "lora_B"):
+        key = f"net.blocks.0.self_attn.q_proj.{name}.default.weight"
+        tensors[key] = np.zeros((4, 4), np.float32)
+    path = tmp_path / "lora.safetensors"
+    safetensors.save_file(tensors, path)
+    component = CosmosTransformerConfig(network=MAP, checkpoint_path=str(path)).setup()
+    with pytest.raises(CheckpointError, match="is a LoRA"):
+        checkpoint.load_params(component)

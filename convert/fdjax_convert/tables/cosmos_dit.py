@@ -150,22 +150,34 @@ DIFFUSERS = (
 _SIZES = {(2048, 28): "2B", (5120, 36): "14B"}
 
 
+_TEXT = 100352  # features of a token: those of Cosmos-Reason1, all layers
+
+
 def _describe(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Name and size, such as "OmniDreams 2B, HD map of 16 channels"."""
     starts = "x_embedder.proj.1.weight", "patch_embed.proj.weight"
-    width = next((shapes[key][0] for key in starts if key in shapes), 0)
+    patch = next((shapes[key] for key in starts if key in shapes), (0, 0))
     blocks = {
         key.split(".")[1]
         for key in shapes
         if key.startswith(("blocks.", "transformer_blocks."))
     }
-    size = _SIZES.get((width, len(blocks)), f"{width} wide, {len(blocks)} blocks")
+    name = _SIZES.get((patch[0], len(blocks)), f"{patch[0]} wide, {len(blocks)} blocks")
     control = shapes.get("additional_patch_embedding.proj.1.weight")
-    cameras = shapes.get("adaln_view_embedder.weight")
-    views = "" if cameras is None else f", several views of {cameras[0]} cameras"
-    if control is None:
-        return f"Cosmos-Predict2.5 {size}{views}"
-    return f"OmniDreams {size}, HD map of {control[1] // _VOLUME} channels{views}"
+    name = f"{'OmniDreams' if control else 'Cosmos-Predict2.5'} {name}"
+    if control:
+        name += f", HD map of {control[1] // _VOLUME} channels"
+    if cameras := shapes.get("adaln_view_embedder.weight"):
+        name += f", several views of {cameras[0]} cameras"
+    text = shapes.get("crossattn_proj.0.weight")
+    if text is None:
+        name += ", without a projection of text"
+    elif text[1] != _TEXT:
+        name += f", text of {text[1]} features"
+    head = shapes.get("final_layer.linear.weight", shapes.get("proj_out.weight"))
+    if head and patch[1] <= head[0]:
+        name += ", without the mask of a first frame"
+    return name
 
 
 LAYOUTS = (
