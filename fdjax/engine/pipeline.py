@@ -39,6 +39,7 @@ from fdjax.engine.cache import (
 from fdjax.engine.checks import check_finite
 from fdjax.engine.conditioner import check_conditions
 from fdjax.engine.diffusion import DiffusionModel, DiffusionModelConfig
+from fdjax.engine.programs import call
 from fdjax.sharding import CACHE, Placement, resolve
 
 
@@ -277,7 +278,7 @@ class StreamInferencePipeline(Component):
         keys = session_keys(key, conditions.batch_size)
         arguments = self._weights(params), conditions
         if sharding is None:
-            caches = stages.initialize(self, *arguments, height, width)
+            caches = call(stages.initialize, self, *arguments, height, width)
             return StreamInferencePipelineCache(**caches, final_state=None, key=keys)
 
         def make(params: Params, conditions: Conditions) -> dict[str, PyTree]:
@@ -338,8 +339,8 @@ class StreamInferencePipeline(Component):
         update = (
             stages.update_conditions_in_place if donate else stages.update_conditions
         )
-        transformer_cache = update(
-            self, params["transformer"], cache.transformer_cache, conditions
+        transformer_cache = call(
+            update, self, params["transformer"], cache.transformer_cache, conditions
         )
         return dataclasses.replace(cache, transformer_cache=transformer_cache)
 
@@ -384,13 +385,14 @@ class StreamInferencePipeline(Component):
         check_finite(input, "input")
         control, encoder_cache = None, cache.encoder_cache
         if self.encoder is not None:
-            encoder_cache, control = stages.encode(
-                self.encoder, params["encoder"], encoder_cache, input
+            encoder_cache, control = call(
+                stages.encode, self.encoder, params["encoder"], encoder_cache, input
             )
         _record(profiler, "encode", control)
 
         diffuse = stages.diffuse_in_place if donate else stages.diffuse
-        transformer_cache, final_state, output = diffuse(
+        transformer_cache, final_state, output = call(
+            diffuse,
             self.diffusion_model,
             params["transformer"],
             cache.transformer_cache,
@@ -406,8 +408,8 @@ class StreamInferencePipeline(Component):
         decoder_cache = cache.decoder_cache
         if self.decoder is not None:
             # [B, T, H, W, C] -> whatever tree the decoder gives
-            decoder_cache, output = stages.decode(
-                self.decoder, params["decoder"], decoder_cache, output
+            decoder_cache, output = call(
+                stages.decode, self.decoder, params["decoder"], decoder_cache, output
             )
         _record(profiler, "decode", output)
         cache = dataclasses.replace(
@@ -442,7 +444,8 @@ class StreamInferencePipeline(Component):
         """
         require(cache, ready=False, caller="finalize")
         commit = stages.finalize_in_place if donate else stages.finalize
-        transformer_cache, index = commit(
+        transformer_cache, index = call(
+            commit,
             self.diffusion_model,
             params["transformer"],
             cache.transformer_cache,
