@@ -1,6 +1,6 @@
 """Parameters on disk: found, fetched, restored, saved."""
 
-from fdjax.checkpoint.load import load_params
+from fdjax.checkpoint.load import load_params, read_torch
 from fdjax.checkpoint.metadata import Metadata, check_fit, describe, weights_hash
 from fdjax.checkpoint.store import (
     is_intact,
@@ -20,6 +20,7 @@ __all__ = [
     "open_lazily",
     "param_shapes",
     "read_metadata",
+    "read_torch",
     "restore",
     "save",
     "weights_hash",
