@@ -167,6 +167,18 @@ class DiffusionModel(Component):
         scheduler: Scheduler = self.config.scheduler.setup()
         return scheduler
 
+    @functools.cached_property
+    def first(self) -> "DiffusionModel":
+        """What generates a session's first chunk, by the same weights and caches."""
+        scheduler = self.config.first_scheduler
+        if scheduler is None:
+            return self
+        own = dataclasses.replace(
+            self.config, scheduler=scheduler, first_scheduler=None
+        )
+        model: DiffusionModel = own.setup()
+        return model
+
     def generate(
         self,
         params: Params,
@@ -337,6 +349,10 @@ class DiffusionModelConfig(InstantiateConfig[DiffusionModel]):
 
     scheduler: SchedulerConfig
     """Config of the solver."""
+
+    first_scheduler: SchedulerConfig | None = None
+    """Config of the solver of a session's first chunk, which has nothing to go on;
+    None: that of every chunk."""
 
     context_noise: float = 0.0
     """Timestep, in [0, 1000], at which finished chunks are committed to the cache."""

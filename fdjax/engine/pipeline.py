@@ -40,7 +40,7 @@ from fdjax.engine.checks import check_finite
 from fdjax.engine.conditioner import check_conditions
 from fdjax.engine.diffusion import DiffusionModel, DiffusionModelConfig
 from fdjax.engine.programs import call
-from fdjax.sharding import CACHE, Placement, resolve
+from fdjax.sharding import Placement
 
 
 class StageProfiler(Protocol):
@@ -279,14 +279,14 @@ class StreamInferencePipeline(Component):
         arguments = self._weights(params), conditions
         if sharding is None:
             caches = call(stages.initialize, self, *arguments, height, width)
-            return StreamInferencePipelineCache(**caches, final_state=None, key=keys)
-
-        def make(params: Params, conditions: Conditions) -> dict[str, PyTree]:
-            return stages.empty_caches(self, params, conditions, height, width)
-
-        placed = resolve(sharding, jax.eval_shape(make, *arguments), CACHE)
-        caches = jax.jit(make, out_shardings=placed)(*arguments)
-        return StreamInferencePipelineCache(**caches, final_state=None, key=keys)
+        else:
+            caches = stages.initialize_on(sharding, self, *arguments, height, width)
+        return StreamInferencePipelineCache(
+            **caches,
+            final_state=None,
+            key=keys,
+            is_first=self.diffusion_model.config.first_scheduler is not None,
+        )
 
     def _pixel_size(
         self, conditions: Conditions, height: int | None, width: int | None
@@ -391,9 +391,10 @@ class StreamInferencePipeline(Component):
         _record(profiler, "encode", control)
 
         diffuse = stages.diffuse_in_place if donate else stages.diffuse
+        model = self.diffusion_model
         transformer_cache, final_state, output = call(
             diffuse,
-            self.diffusion_model,
+            model.first if cache.is_first else model,
             params["transformer"],
             cache.transformer_cache,
             control,
@@ -444,9 +445,12 @@ class StreamInferencePipeline(Component):
         """
         require(cache, ready=False, caller="finalize")
         commit = stages.finalize_in_place if donate else stages.finalize
+        model = self.diffusion_model
+        if cache.is_first and noise is not None:
+            model = model.first  # knows how many draws there are before the commit's
         transformer_cache, index = call(
             commit,
-            self.diffusion_model,
+            model,
             params["transformer"],
             cache.transformer_cache,
             cache.final_state,
@@ -460,6 +464,7 @@ class StreamInferencePipeline(Component):
             transformer_cache=transformer_cache,
             final_state=None,
             autoregressive_index=index,
+            is_first=False,
         )
 
     def rollout(

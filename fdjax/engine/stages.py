@@ -16,6 +16,7 @@ from fdjax.contract.conditioner import Conditions
 from fdjax.contract.decoder import StreamingDecoder
 from fdjax.contract.encoder import StreamingEncoder
 from fdjax.engine.diffusion import DiffusionModel, FinalState
+from fdjax.sharding import CACHE, Placement, resolve
 
 
 def empty_caches(
@@ -45,6 +46,24 @@ def empty_caches(
 
 # Static besides the pipeline: the latent's rows and columns.
 initialize = jax.jit(empty_caches, static_argnums=(0, 3, 4))
+
+
+def initialize_on(
+    sharding: Placement,
+    pipeline: Any,
+    params: Params,
+    conditions: Conditions,
+    height: int,
+    width: int,
+) -> dict[str, PyTree]:
+    """`initialize`, with each leaf where a sharding says."""
+
+    def make(params: Params, conditions: Conditions) -> dict[str, PyTree]:
+        return empty_caches(pipeline, params, conditions, height, width)
+
+    placed = resolve(sharding, jax.eval_shape(make, params, conditions), CACHE)
+    caches: dict[str, PyTree] = jax.jit(make, out_shardings=placed)(params, conditions)
+    return caches
 
 
 def _update_conditions(

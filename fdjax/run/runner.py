@@ -2,7 +2,7 @@
 
 `Runner.run` checks every input first, then loads weights, then streams: the device
 makes a chunk while the host encodes the one before. A method overrides `read_inputs`,
-and `encode_conditions` or `first_pipeline` where those are special.
+and `encode_conditions` where that is special.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from fdjax.checkpoint.store import param_shapes
 from fdjax.config import InstantiateConfig, Seed
 from fdjax.contract.component import ParametricComponent, leaves
 from fdjax.contract.conditioner import Conditions
-from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
+from fdjax.engine.pipeline import StreamInferencePipelineConfig
 from fdjax.run import (
     conditions_store,
     downloads,
@@ -56,11 +56,6 @@ class Runner(InputReader):
     config: "RunnerConfig"
 
     # What methods override
-
-    @property
-    def first_pipeline(self) -> StreamInferencePipeline:
-        """What generates chunk 0, by the weights and caches of `pipeline`."""
-        return self.pipeline
 
     def read_inputs(self) -> RunnerInputs:
         """Reads and checks what the config names; runs before any weight is read.
@@ -265,7 +260,6 @@ class Runner(InputReader):
                     writer,
                     report,
                     watch,
-                    first_pipeline=self.first_pipeline,
                     keep_nonfinite=config.allow_nonfinite,
                     keep_whole=config.save_session,
                 )

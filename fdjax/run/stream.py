@@ -75,7 +75,6 @@ def stream(
     report: RunReport,
     watch: FiniteWatch,
     *,
-    first_pipeline: StreamInferencePipeline,
     keep_nonfinite: bool = False,
     keep_whole: bool = False,
 ) -> None:
@@ -91,7 +90,6 @@ def stream(
         writer: Takes each chunk.
         report: Says how many; its stages are filled if there is a profiler.
         watch: Is told of each stage; its profiler measures.
-        first_pipeline: Generates chunk 0 of the session.
         keep_nonfinite: Go on after a chunk that is not finite.
         keep_whole: Let no interrupt come between a chunk and its commit.
     """
@@ -107,8 +105,7 @@ def stream(
                 )
             if measured is not None:
                 measured.start()
-            maker = pipeline if session.first + index else first_pipeline
-            cache, output = maker.generate(
+            cache, output = pipeline.generate(
                 params, session.cache, control, donate=True, profiler=watch
             )
             chunk = watch.end_chunk(index)
