@@ -5,6 +5,7 @@ What OmniDreams adds to the package's network is in `cosmos_reference`.
 """
 
 import dataclasses
+import functools
 from typing import Any
 from unittest import mock
 
@@ -21,6 +22,7 @@ from fdjax.schedulers.unipc import UniPCSchedulerConfig
 from fdjax.streaming.patches import patchify
 from fdjax_models.networks.cosmos_dit.config import CosmosDiTConfig
 from fdjax_models.networks.cosmos_dit.control import CosmosControl
+from fdjax_models.networks.cosmos_dit.layers import _features
 from fdjax_models.networks.cosmos_dit.transformer import CosmosTransformerConfig
 from fdjax_models.networks.wan_dit.control import ImageControl
 from tests.networks.cosmos_dit import tiny
@@ -35,6 +37,7 @@ reference_model = imports.lazy("flashdreams.infra.diffusion.model")
 fm = imports.lazy("flashdreams.infra.diffusion.scheduler.fm")
 fm_unipc = imports.lazy("flashdreams.infra.diffusion.scheduler.fm_unipc")
 reference_cosmos = imports.lazy("flashdreams.recipes.cosmos.transformer")
+reference_modules = imports.lazy("flashdreams.recipes.cosmos.transformer.impl.modules")
 reference_network = imports.lazy("flashdreams.recipes.cosmos.transformer.impl.network")
 
 pytestmark = imports.requires("torch", "flashdreams")
@@ -255,3 +258,18 @@ def test_rollout(name, tmp_path):
         # From the cache as it was: a pure generate need not hand on its scratch.
         cache = finalize(params, kept, final, noise[2:])
         assert_close(tiny.by_view(latent, views)[0], expected)
+
+
+def test_a_timestep_in_bfloat16_is_the_reference_s_to_the_last_bit():
+    """Compiled, too, where conversions there and back may be left out."""
+    assert flashdreams_cpu.EAGER  # makes the package's modules importable
+    config = dataclasses.replace(tiny.CONFIG, dim=2048, dtype="bfloat16")
+    timesteps = np.append(np.linspace(0, 1000, 997), 0.1).astype(np.float32)
+    embedding = reference_modules.Timesteps(config.dim).bfloat16()
+    scaled = torch.from_numpy(timesteps).bfloat16() * config.timestep_scale
+    expected = embedding(scaled).float().numpy()
+    features = jax.jit(functools.partial(_features, config))
+    actual = np.asarray(features(timesteps[None])[0], np.float32)
+    np.testing.assert_array_equal(actual, expected)
+    exact = dataclasses.replace(config, time_dtype="float32")
+    assert np.any(np.asarray(_features(exact, timesteps[None])[0]) != expected)
