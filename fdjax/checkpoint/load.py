@@ -16,13 +16,15 @@ import jax
 from fdjax.axes import Params
 from fdjax.checkpoint import address, placement
 from fdjax.checkpoint.fetch import fetch
+from fdjax.checkpoint.metadata import check_fit
 from fdjax.checkpoint.store import param_shapes, read_metadata, restore
 from fdjax.contract.component import ParametricComponent
 from fdjax.sharding import Placement
 
 CONVERTERS = "fdjax.checkpoint_converters"
 """Entry-point group. An entry is called as `converter(component, source, sharding=…)`
-and returns params, or None if it does not know the component's architecture."""
+and returns params, or None if it does not know the component's architecture. With
+`only_check=True` it returns an empty dict once headers and sizes are found to fit."""
 
 TORCH_READERS = "fdjax.torch_readers"
 """Entry-point group. An entry is called as `reader(path)` and returns the structure of
@@ -51,6 +53,7 @@ def load_params(
     component = component.params_owner
     if component.parts:
         placement.check_names(sharding, list(component.parts))
+        component.check_files()
         return {
             name: load_params(part, sharding=placement.part_of(sharding, name))
             for name, part in component.parts.items()
@@ -79,6 +82,46 @@ def load_params(
         f"{path} is no checkpoint of fdjax, and no converter knows the architecture "
         f"{component.architecture!r} of {name}."
     )
+
+
+def check_local(component: ParametricComponent) -> None:
+    """Finds out from headers whether the files of a component fit it.
+
+    Looks at checkpoints that are on this machine by their path; fetches nothing.
+
+    Raises:
+        ValueError: One does not fit, or is damaged.
+    """
+    component = component.params_owner
+    component.check_files()
+    for part in component.parts.values():
+        check_local(part)
+    source = None if component.parts else component.checkpoint_path
+    path = None if source is None else address.local_path(source)
+    if source is None or path is None or not path.exists():
+        return
+    if (metadata := read_metadata(path)) is not None:
+        check_fit(path, metadata, param_shapes(component), component)
+        return
+    for entry in _entries(CONVERTERS):
+        if entry.load()(component, os.fspath(source), only_check=True) is not None:
+            return
+
+
+def origin(source: str) -> str:
+    """What a checkpoint was converted from; the address itself where none tells.
+
+    Weights of one architecture do not tell which model they are; their names may.
+
+    Args:
+        source: An address: see `fdjax.checkpoint.address`. Nothing is fetched.
+
+    Raises:
+        ValueError: It is a damaged checkpoint, or of a newer version.
+    """
+    path = address.local_path(source)
+    metadata = read_metadata(path) if path is not None and path.exists() else None
+    return source if metadata is None else str(metadata.source.get("path", source))
 
 
 def read_torch(path: pathlib.Path) -> Any:

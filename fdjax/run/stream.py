@@ -10,6 +10,7 @@ import jax
 
 from fdjax.axes import Params, PyTree
 from fdjax.engine.pipeline import StreamInferencePipeline
+from fdjax.engine.programs import Programs
 from fdjax.run import signals, stats
 from fdjax.run.finite import FiniteWatch
 from fdjax.run.prompts import Switches
@@ -27,12 +28,14 @@ class Session:
         cache: Ready, unless an interrupt came in the midst of a chunk.
         first: Index of the run's first chunk in the session: above 0 in a resumed one.
         switches: Prompts that change in the midst of it.
+        compiling: Its programs.
     """
 
     pipeline: StreamInferencePipeline
     cache: PyTree
     first: int = 0
     switches: Switches = dataclasses.field(default_factory=Switches)
+    compiling: Programs | None = None
 
     def save(self, path: pathlib.Path, notes: dict[str, Any]) -> None:
         """Writes it; see `fdjax.session.store.save_cache`."""
@@ -115,6 +118,8 @@ def stream(
             if measured is not None:
                 measured.skip()
             session.cache = cache
+            if index == 0 and session.compiling is not None:
+                session.compiling.wait()
             session.cache = pipeline.finalize(
                 params, cache, donate=True, profiler=watch
             )

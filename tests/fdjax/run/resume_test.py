@@ -138,7 +138,7 @@ def test_a_session_that_does_not_fit_is_refused_before_weights_are_read(
 def test_a_pending_session_is_not_extended(tmp_path):
     run = config(tmp_path).setup()
     params = run.pipeline.init_params(jax.random.key(0))
-    cache = run._initialize_cache(params, run.encode_conditions({}, None))
+    cache = run.new_cache(params, run.encode_conditions({}, None))
     pending, _ = run.pipeline.generate(params, cache, jnp.ones((1,)))
     path = pathlib.Path(tmp_path / "p.session")
     fdjax.save_cache(path, pending, pipeline=run.pipeline)

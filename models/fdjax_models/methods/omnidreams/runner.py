@@ -148,7 +148,8 @@ class OmniDreamsRunner(Runner):
             )
         return maps.stand_in(found.start())
 
-    def _initialize_cache(self, params: Params, conditions: Conditions) -> PyTree:
+    def new_cache(self, params: Params, conditions: Conditions) -> PyTree:
+        """The cache of a new session, whose views lie side by side."""
         config = self.config
         return self.pipeline.initialize_cache(
             params,
