@@ -71,7 +71,7 @@ def load_params(
     path = address.local_path(source)
     if path is not None and path.exists() and read_metadata(path) is not None:
         return restore(path, component=component, sharding=sharding)
-    for entry in _entries(CONVERTERS):
+    for entry in _converters():
         params = entry.load()(component, os.fspath(source), sharding=sharding)
         if params is not None:
             return params
@@ -103,7 +103,7 @@ def check_local(component: ParametricComponent) -> None:
     if (metadata := read_metadata(path)) is not None:
         check_fit(path, metadata, param_shapes(component), component)
         return
-    for entry in _entries(CONVERTERS):
+    for entry in _converters():
         if entry.load()(component, os.fspath(source), only_check=True) is not None:
             return
 
@@ -135,6 +135,10 @@ def read_torch(path: pathlib.Path) -> Any:
     raise ValueError(
         f"{path} is a file of torch.save, and nothing is installed that reads it."
     )
+
+
+def _converters() -> list[importlib.metadata.EntryPoint]:
+    return _entries(CONVERTERS)
 
 
 def _entries(group: str) -> list[importlib.metadata.EntryPoint]:
