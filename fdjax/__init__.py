@@ -91,7 +91,8 @@ _EXPORTS = {
     "ordered_kv": "engine.inspection",
     "save_cache": "session.store",
     "Session": "session.handle",
-    "SessionState": "session.handle",
+    "SessionBatch": "session.batch",
+    "SessionState": "session.timeline",
     "runner_configs": "run.registry",
     "schedule_table": "schedulers.table",
 }
@@ -117,6 +118,7 @@ __all__ = [
     "Scheduler",
     "SchedulerConfig",
     "Session",
+    "SessionBatch",
     "SessionState",
     "StreamInferencePipeline",
     "StreamInferencePipelineCache",

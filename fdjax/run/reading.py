@@ -11,7 +11,9 @@ from fdjax.checkpoint import files
 from fdjax.config import Component
 from fdjax.engine.pipeline import StreamInferencePipeline
 from fdjax.run.controls import Controls, read_controls
+from fdjax.run.inputs import RunnerInputs
 from fdjax.run.start_image import Fit, read_start_image
+from fdjax.run.steering import Steering, along
 from fdjax.session import store
 
 
@@ -51,6 +53,14 @@ class InputReader(Component):
             for is_first in (True, False)
         )
         return frames + (chunk - 1) * later if chunk else 0
+
+    def steering(self, inputs: RunnerInputs) -> Steering:
+        """What keys do in a live session; by default nothing.
+
+        Args:
+            inputs: From `read_inputs`.
+        """
+        return along(inputs)
 
     def read_text(self) -> tuple[str, ...] | None:
         """The prompt, from the text or the file that the config gives.

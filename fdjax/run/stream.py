@@ -37,11 +37,16 @@ class Session:
     switches: Switches = dataclasses.field(default_factory=Switches)
     compiling: Programs | None = None
 
-    def save(self, path: pathlib.Path, notes: dict[str, Any]) -> None:
+    def save(self, path: pathlib.Path, params: Params, notes: dict[str, Any]) -> None:
         """Writes it; see `fdjax.session.store.save_cache`."""
         with signals.held():
             store.save_cache(
-                path, self.cache, pipeline=self.pipeline, notes=notes, overwrite=True
+                path,
+                self.cache,
+                pipeline=self.pipeline,
+                params=params,
+                notes=notes,
+                overwrite=True,
             )
 
     @property
