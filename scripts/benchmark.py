@@ -51,6 +51,9 @@ _PURE = flags.DEFINE_bool(
 _CACHED_START = flags.DEFINE_bool(
     "cached_start", False, "Also time a start with a filled compilation cache."
 )
+_SESSIONS = flags.DEFINE_list(
+    "sessions", [], "Numbers of sessions: time batches of them, of any age."
+)
 _TEXT = flags.DEFINE_bool("text_encoder", False, "Time the method's text encoder.")
 _FORWARD = flags.DEFINE_string(
     "forward", None, "Slug: also time one forward pass of this method's network."
@@ -92,6 +95,7 @@ def main(argv: list[str]) -> None:
         "overrides": json.loads(_OVERRIDES.value),
         "compared_chunks": _COMPARE.value,
         "trace": _TRACE.value,
+        "sessions": [int(number) for number in _SESSIONS.value],
         "pure": _PURE.value,
         "folder": str(folder),
     }
@@ -106,6 +110,8 @@ def main(argv: list[str]) -> None:
     if _COMPARE.value:
         plan.float32()
         plan.errors()
+    if _SESSIONS.value:
+        plan.sessions()
     if _TEXT.value:
         plan.component("text_encoder", _METHOD.value)
     if _FORWARD.value:

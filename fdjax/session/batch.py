@@ -123,25 +123,18 @@ class SessionBatch:
         self._warm_up(pattern)
 
     def _warm_up(self, pattern: Session) -> None:
-        """Runs everything once."""
-        row = pattern.cache
-        for lane in {0, self.capacity - 1}:
-            self._cache = put_session(self._cache, lane, row, donate=True)
-        place = Lane(self, 0)
-        place.set_conditions(pattern._conditions)
-        idle = np.arange(self.capacity) > 0
+        """Runs everything once; what lanes hold until a session joins is of no use."""
+        self._cache = put_session(self._cache, 0, pattern.cache, donate=True)
+        Lane(self, 0).set_conditions(pattern._conditions)
         entry = journal.take(self.pipeline, self._cache)
-        self._cache, output = self._step(self._controls.together({}))
-        host = journal.to_host(entry)
-        rows = [
-            journal.Row(journal.Shared(each), 0).resolve() for each in (entry, host)
-        ]
-        for way in (entry, *rows):
-            self._cache = journal.restore(self.pipeline, self._cache, way, idle)
-        made = BatchOutput(output, {pattern: 0})
-        jax.block_until_ready((made[pattern], made.failed, place.cache))
-        # All of it lies now where every later step finds it.
-        self._cache = lanes.repeat(row, self.capacity)
+        self._cache, whole = self._step(self._controls.together({}))
+        made = BatchOutput(whole, {pattern: 0})
+        jax.block_until_ready((made[pattern], made.failed))
+        idle = np.arange(self.capacity) > 0
+        for way in (entry, journal.to_host(entry)):
+            row = journal.Row(journal.Shared(way), 0).resolve()
+            self._cache = journal.restore(self.pipeline, self._cache, row, idle)
+        self._cache = journal.restore(self.pipeline, self._cache, entry, idle)
 
     @property
     def capacity(self) -> int:
