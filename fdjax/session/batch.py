@@ -226,16 +226,14 @@ class SessionBatch:
         self._ready("tick")
         if not controls:
             raise ValueError("tick needs at least one session, got none.")
-        for session, control in controls.items():
-            self._lane(session, "tick").check(control)
+        index = {session: self._lane(session, "tick").index for session in controls}
         steps = {each: each._next_step(control) for each, control in controls.items()}
-        index = {session: self._index(session) for session in steps}
         output, shared = self._advance(
             {index[session]: step.control for session, step in steps.items()}
         )
         for session, step in steps.items():
             row = None if shared is None else journal.Row(shared, index[session])
-            session._commit(step, row, None)
+            session._commit(step, row)
             session._undone = ()
         return BatchOutput(output, index)
 
@@ -327,9 +325,6 @@ class SessionBatch:
             )
         return place
 
-    def _index(self, session: Session) -> int:
-        return self._lane(session, "tick").index
-
 
 class Lane:
     """A session's place in a batch; see `fdjax.session.place.Place`."""
@@ -344,14 +339,13 @@ class Lane:
 
     def advance(self, control: PyTree) -> tuple[PyTree, journal.Row | None]:
         """One chunk of this session; the others stay as they are."""
-        self.check(control)
         output, shared = self.batch._advance({self.index: control})
         entry = None if shared is None else journal.Row(shared, self.index)
         return lanes.row(output, np.int32(self.index)), entry
 
     def check(self, control: PyTree) -> None:
         """Refuses a control that cannot be put together with those of other lanes."""
-        self.batch._controls.check(control, f"The control of lane {self.index}")
+        self.batch._controls.check(control, self.index)
 
     def restore(self, entry: journal.Entry | journal.Row) -> None:
         """Goes back over the newest chunk; the other lanes stay as they are."""
