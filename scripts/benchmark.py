@@ -54,6 +54,9 @@ _CACHED_START = flags.DEFINE_bool(
 _SESSIONS = flags.DEFINE_list(
     "sessions", [], "Numbers of sessions: time batches of them, of any age."
 )
+_FUTURES = flags.DEFINE_list(
+    "futures", [], "Numbers of chunks to make ahead: time maze-world so; 1 is none."
+)
 _TEXT = flags.DEFINE_bool("text_encoder", False, "Time the method's text encoder.")
 _FORWARD = flags.DEFINE_string(
     "forward", None, "Slug: also time one forward pass of this method's network."
@@ -96,6 +99,7 @@ def main(argv: list[str]) -> None:
         "compared_chunks": _COMPARE.value,
         "trace": _TRACE.value,
         "sessions": [int(number) for number in _SESSIONS.value],
+        "futures": [int(number) for number in _FUTURES.value],
         "pure": _PURE.value,
         "folder": str(folder),
     }
@@ -110,7 +114,7 @@ def main(argv: list[str]) -> None:
     if _COMPARE.value:
         plan.float32()
         plan.errors()
-    if _SESSIONS.value:
+    if _SESSIONS.value or _FUTURES.value:
         plan.sessions()
     if _TEXT.value:
         plan.component("text_encoder", _METHOD.value)

@@ -8,7 +8,7 @@ For each number of sessions, with waiting after each chunk:
     half        every second session sits the chunk out
 
 and what it costs to begin a session (its first chunk is made alone), to let it join and
-to let it leave.
+to let it leave. For each number of futures, what a player waits for a chunk.
 """
 
 import dataclasses
@@ -108,6 +108,8 @@ def main(spec: dict[str, Any], report: measure.Report) -> None:
     run = setting(spec)
     for count in spec["sessions"]:
         report.append("sessions", measure_count(run, count, spec["steady_chunks"]))
+    for count in spec["futures"]:
+        report.append("futures", measure_futures(run, count, spec["steady_chunks"]))
 
 
 def measure_count(run: Setting, count: int, chunks: int) -> dict[str, Any]:
@@ -156,6 +158,45 @@ def measure_count(run: Setting, count: int, chunks: int) -> dict[str, Any]:
     row["frames_per_s"] = round(count * frames / row["different_ms"]["median"] * 1e3, 1)
     row["frames_per_s_each"] = round(row["frames_per_s"] / count, 1)
     return row
+
+
+def measure_futures(run: Setting, count: int, chunks: int) -> dict[str, Any]:
+    """From a key to its frames on the host, with futures and without.
+
+    The player of maze-world changes what is held after five chunks on average, to a
+    key that is drawn, and looks at a chunk for longer than the futures take.
+    """
+    import jax
+
+    import fdjax
+
+    # Forward, back, left, right, nothing: (forward, turn left) of every frame.
+    axes = [(1, 0), (-1, 0), (0, 1), (0, -1), (0, 0)]
+    keys = [np.broadcast_to(np.float32(axis), (1, 4, 2)) for axis in axes]
+    draw = np.random.default_rng(1)
+    session = run.begin(0)
+    futures, habits = None, fdjax.Habits(keys)
+    if count > 1:
+        futures = fdjax.Futures(session, count=count, control=keys[0])
+    times: dict[str, list[float]] = {"hit": [], "miss": []}
+    key = 0
+    for step in range(10 * chunks + 4):
+        key = int(draw.integers(len(keys))) if draw.random() < 1 / 5 else key
+        if futures is not None:
+            futures.ahead(habits.likeliest(count))
+            jax.block_until_ready(futures._cache)
+        hits = 0 if futures is None else futures.hits
+        start = time.perf_counter()
+        np.asarray(session.tick(keys[key]))
+        passed = 1e3 * (time.perf_counter() - start)
+        habits.observe(keys[key])
+        hit = futures is not None and futures.hits > hits
+        if step >= 4:  # compiles
+            times["hit" if hit else "miss"].append(passed)
+    rate = len(times["hit"]) / sum(map(len, times.values()))
+    latency = {f"{name}_ms": measure.spread(values) for name, values in times.items()}
+    everything = measure.spread([*times["hit"], *times["miss"]])
+    return {"count": count, "hit_rate": rate, "all_ms": everything} | latency
 
 
 def _timed(call: Callable[[], Any], wait: Callable[[], Any]) -> tuple[Any, float]:
