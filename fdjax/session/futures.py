@@ -63,6 +63,7 @@ class Futures:
         self._controls = lanes.Controls(control, count)
         self._cache = lanes.repeat(place.cache, count)
         self._ahead: tuple[list[bytes], PyTree, journal.Entry] | None = None
+        self._chosen: int | None = None
         self.hits = self.misses = 0
         # A first chunk has codec states of another structure: there is no way back.
         first = len(session._journal) == session.committed_step_id
@@ -111,21 +112,19 @@ class Futures:
     def advance(self, control: PyTree) -> tuple[PyTree, journal.Row]:
         """The future of this control, or a chunk that is made now."""
         together = self._controls.together(dict.fromkeys(range(self._count), control))
-        name, lane = _name(together, 0), 0
+        name = _name(together, 0)
         if self._ahead is not None and name in self._ahead[0]:
-            names, output, entry = self._ahead
-            lane, self._ahead = names.index(name), None
+            names, whole, entry = self._ahead
+            self._ahead, self._chosen = None, names.index(name)
             self.hits += 1
-            large = self._cache.transformer_cache
-            rest = dataclasses.replace(self._cache, transformer_cache=())
-            self._cache = _choose(large, rest, np.int32(lane))
+            output = lanes.row(whole, np.int32(self._chosen))
         else:
             self.misses += self._ahead is not None
             self._drop()
             entry = journal.take(self._pipeline, self._cache)
-            output = self._step(together)
-        row = journal.Row(journal.Shared(entry), 0)  # all lanes were the same
-        return lanes.row(output, np.int32(lane)), row
+            output = lanes.row(self._step(together), np.int32(0))
+        # All lanes were the same before the chunk.
+        return output, journal.Row(journal.Shared(entry), 0)
 
     def restore(self, entry: journal.Entry | journal.Row) -> None:
         """Goes back over the newest chunk, in all lanes."""
@@ -163,9 +162,15 @@ class Futures:
         return output
 
     def _drop(self) -> None:
+        """All lanes as the session is: what was made ahead is gone."""
         if self._ahead is not None:
             self._go_back(self._ahead[2])
-            self._ahead = None
+        if self._chosen is not None:
+            # Not before: somebody waited for the frames.
+            large = self._cache.transformer_cache
+            rest = dataclasses.replace(self._cache, transformer_cache=())
+            self._cache = _choose(large, rest, np.int32(self._chosen))
+        self._ahead = self._chosen = None
 
     def _go_back(self, entry: journal.Entry) -> None:
         every = np.ones(self._count, bool)

@@ -184,7 +184,7 @@ def measure_futures(run: Setting, count: int, chunks: int) -> dict[str, Any]:
         key = int(draw.integers(len(keys))) if draw.random() < 1 / 5 else key
         if futures is not None:
             futures.ahead(habits.likeliest(count))
-            jax.block_until_ready(futures._cache)
+            jax.block_until_ready((futures._ahead[1], futures._cache))
         hits = 0 if futures is None else futures.hits
         start = time.perf_counter()
         np.asarray(session.tick(keys[key]))
