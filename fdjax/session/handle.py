@@ -172,8 +172,9 @@ class Session:
         except BaseException:
             self._check_survived()
             raise
-        image = small(output) if isinstance(place, Alone) else None
-        self._commit(step, entry, image)
+        if isinstance(place, Alone):
+            step = dataclasses.replace(step, image=small(output))
+        self._commit(step, entry)
         return output
 
     def _next_step(
@@ -203,16 +204,12 @@ class Session:
             image=None,
         )
 
-    def _commit(
-        self,
-        step: Step,
-        entry: journal.Entry | journal.Row | None,
-        image: jax.Array | None,
-    ) -> None:
+    def _commit(self, step: Step, entry: journal.Entry | journal.Row | None) -> None:
         """Notes a chunk that was made."""
-        self._steps = (*self._steps, dataclasses.replace(step, image=image))
+        self._steps = (*self._steps, step)
         self._upcoming = step.upcoming[1:]
-        self._events = tuple(e for e in self._events if e.chunk != step.index)
+        if step.event_ids:
+            self._events = tuple(e for e in self._events if e.chunk != step.index)
         if entry is not None:
             self._journal = self._active("tick").kept((*self._journal, entry))
 
