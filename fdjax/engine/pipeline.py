@@ -126,11 +126,7 @@ class StreamInferencePipeline(Component):
                 continue
             part_key = jax.random.fold_in(key, number)  # the same whatever `only` says
             wanted = placement.part_of(sharding, name)
-            if wanted is None:
-                params[name] = part.init_params(part_key)
-                continue
-            placed = placement.leaf_shardings(part.param_shapes(), wanted)
-            params[name] = jax.jit(part.init_params, out_shardings=placed)(part_key)
+            params[name] = placement.init_params(part, part_key, wanted)
         return params
 
     def load_params(

@@ -10,12 +10,13 @@ import contextvars
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
 from fdjax.axes import Params, PyTree
+from fdjax.sharding import is_host_memory
 
 _ahead: "contextvars.ContextVar[Programs | None]" = contextvars.ContextVar(
     "_ahead", default=None
@@ -30,7 +31,11 @@ def call(program: Any, *args: Any) -> Any:
 
 
 def session(
-    pipeline: Any, params: Params, start: Any, inputs: PyTree | None
+    pipeline: Any,
+    params: Params,
+    start: Callable[[], PyTree],
+    inputs: PyTree | None,
+    first: int = 0,
 ) -> "Iterator[None]":
     """The calls of a session, for `Programs`: its first chunk, then all others.
 
@@ -38,14 +43,17 @@ def session(
         pipeline: What runs.
         params: Shapes of the weights, by component.
         start: Called without arguments for the cache that it begins with.
-        inputs: Of each chunk, or None; the first two are looked at.
+        inputs: Of each chunk of the session, or None; two are looked at.
+        first: The chunk that comes next.
     """
     cache = start()
-    for chunk in range(3):
-        given = None if inputs is None or not len(inputs) else inputs
-        control = None if given is None else given[min(chunk, len(given) - 1)]
+    for chunk in range(first, first + 3):
+        control = None
+        if inputs is not None:
+            # All behind the second are alike.
+            control = inputs[min(chunk, first + 1, len(inputs) - 1)]
         cache, _ = pipeline.generate(params, cache, control, donate=True)
-        if not chunk:
+        if chunk == first:
             yield
         cache = pipeline.finalize(params, cache, donate=True)
     yield
@@ -101,7 +109,7 @@ class Programs:
             job = self._pool.submit(lambda: traced.lower().compile())
             self._jobs[self._moment].append(job)
         # What a program makes lives where its arguments were put, if they were.
-        where = next(filter(None, map(_place, leaves)), None)
+        where = _result_place(leaves)
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
             traced.out_info,
@@ -125,6 +133,13 @@ def _place(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array):
         return leaf.sharding if leaf.committed else None
     return getattr(leaf, "sharding", None)
+
+
+def _result_place(leaves: list[Any]) -> Any:
+    """Where a program puts what it makes: on the device of its arguments, if on one."""
+    placed = [place for leaf in leaves if (place := _place(leaf)) is not None]
+    near = [place for place in placed if not is_host_memory(place)]
+    return near[0] if near else None
 
 
 def _signature(leaf: Any) -> Any:

@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterable, Mapping
 
 import jax
 
-from fdjax.axes import Params
+from fdjax.axes import Params, PyTree
+from fdjax.checkpoint import placement
 from fdjax.checkpoint.store import param_shapes
 from fdjax.contract.component import ParametricComponent
 from fdjax.contract.conditioner import Conditions
 from fdjax.engine.cache import StreamInferencePipelineCache
 from fdjax.engine.pipeline import StreamInferencePipeline
 from fdjax.run import memory
+from fdjax.sharding import Placement, is_host_memory
 
 _LARGE = 10**9  # bytes of memory from which a run is told about before it starts
 _log = logging.getLogger(__name__)
@@ -29,11 +31,13 @@ class Needs:
         weights: Weights of what streams, by component.
         cache: What a session starts from and carries from chunk to chunk, and one
             picture.
+        host: Weights that wait in the host's memory, by component.
     """
 
     one_shot: Mapping[str, int]
     weights: Mapping[str, int]
     cache: int
+    host: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def peak(self) -> int:
@@ -52,6 +56,7 @@ class Needs:
             one_shot={name: n for name, n in self.one_shot.items() if name in kept},
             weights=weights,
             cache=self.cache if weights else 0,
+            host={name: n for name, n in self.host.items() if name in kept},
         )
 
     def check(self) -> None:
@@ -60,6 +65,12 @@ class Needs:
         Raises:
             ValueError: With both numbers, and what makes them smaller.
         """
+        waiting, host = sum(self.host.values()), memory.host_memory()
+        if host is not None and waiting > host:
+            raise ValueError(
+                f"This run keeps {memory.size_text(waiting)} of weights in the host's "
+                f"memory; this machine has {memory.size_text(host)}."
+            )
         available, where = memory.device_memory()
         if available is None or self.peak <= available:
             return
@@ -129,6 +140,7 @@ def of_rollout(
     initialize: Callable[[Params, Conditions], StreamInferencePipelineCache],
     conditions: Conditions,
     size: tuple[int, int],
+    sharding: Placement | None = None,
 ) -> Needs:
     """What a rollout needs, from shapes alone.
 
@@ -137,6 +149,7 @@ def of_rollout(
         initialize: Maps the weights that stream, and conditions, to an empty cache.
         conditions: Arrays, or their shapes.
         size: Rows and columns of the video.
+        sharding: Where the weights live.
 
     Raises:
         ValueError: A condition or a size does not fit.
@@ -147,8 +160,33 @@ def of_rollout(
     transformer = pipeline.diffusion_model.transformer
     latent = 4 * math.prod(transformer.latent_shape(cache.transformer_cache))
     picture = 3 * 4 * math.prod(size)
+    held = {
+        name: _held(
+            pipeline.components[name], leaves, placement.part_of(sharding, name)
+        )
+        for name, leaves in weights.items()
+    }
     return Needs(
         one_shot={name: memory.num_bytes(shapes[name]) for name in one_shot(pipeline)},
-        weights={name: memory.num_bytes(weights[name]) for name in weights},
+        weights={name: near for name, (near, _) in held.items()},
         cache=memory.num_bytes((cache, conditions)) + latent + picture,
+        host={name: far for name, (_, far) in held.items() if far},
     )
+
+
+def _held(
+    component: ParametricComponent, shapes: PyTree, sharding: Placement | None
+) -> tuple[int, int]:
+    """Bytes of weights that the device holds at most, and bytes that the host holds.
+
+    Of parts whose weights wait with the host, one at a time is on the device.
+    """
+    placed = placement.leaf_shardings(shapes, sharding)
+
+    def waits(sharding: jax.sharding.Sharding, leaf: jax.ShapeDtypeStruct) -> int:
+        return memory.num_bytes(leaf) if is_host_memory(sharding) else 0
+
+    far = jax.tree.map(waits, placed, shapes)
+    total = sum(jax.tree.leaves(far))
+    parts = [sum(jax.tree.leaves(far[name])) for name in component.parts] or [total]
+    return memory.num_bytes(shapes) - total + max(parts), total

@@ -11,7 +11,6 @@ import functools
 import logging
 import os
 import pathlib
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,12 +19,13 @@ import jax
 from fdjax import config as config_lib
 from fdjax.axes import Params, PyTree
 from fdjax.checkpoint import files
-from fdjax.checkpoint.store import param_shapes
 from fdjax.config import InstantiateConfig, Seed
 from fdjax.contract.component import ParametricComponent, leaves
 from fdjax.contract.conditioner import Conditions
 from fdjax.engine.pipeline import StreamInferencePipelineConfig
+from fdjax.engine.programs import Programs
 from fdjax.run import (
+    ahead,
     conditions_store,
     downloads,
     embeddings,
@@ -38,6 +38,7 @@ from fdjax.run import (
     replay,
     stats,
     stream,
+    weights,
 )
 from fdjax.run.controls import FOREVER, End
 from fdjax.run.fields import check_fields
@@ -47,6 +48,7 @@ from fdjax.run.prompts import encode_prompts
 from fdjax.run.reading import InputReader
 from fdjax.run.report import RunReport
 from fdjax.run.writer import NullWriter
+from fdjax.sharding import Placement
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +85,14 @@ class Runner(InputReader):
             params, text=inputs.text, image=inputs.image
         )
 
+    def weights_placement(self) -> Placement | None:
+        """Where the weights live, as `StreamInferencePipeline.init_params` takes it.
+
+        Raises:
+            ValueError: There is no such place here.
+        """
+        return None
+
     # The run
 
     def run(self, expected: replay.Replay | None = None) -> RunnerResult:
@@ -95,8 +105,8 @@ class Runner(InputReader):
         `stats_<name>.json`, `<name>.config.json`, from which the run can be repeated,
         `<name>.replay.json`, with which a repetition is compared, and with
         `save_session` `<name>.session`, from which it can be extended. The second run
-        in a directory is `<name>-2`, and so on. With random weights the
-        name says so. With `save_embeddings_path` that file alone.
+        in a directory is `<name>-2`, and so on. With random weights the name says so.
+        With `save_embeddings_path` that file alone.
 
         Args:
             expected: A run whose weights these must be.
@@ -124,9 +134,19 @@ class Runner(InputReader):
                 else "The controls must span at least one chunk, got none."
             )
         self._tell_end(inputs, first + num_chunks)
-        params, session = self._begin(inputs, session, num_chunks)
-        weights = replay.WeightHashes(params)
-        weights.check(expected, config.resume)
+        compiling = ahead.compile_ahead(
+            self,
+            inputs,
+            None if session else self._condition_shapes(inputs),
+            session.cache if session else None,
+            first,
+        )
+        if config.compile_only:
+            told = config.progress is not False
+            return ahead.compile_only(compiling, told=told)
+        params, session = self._begin(inputs, session, num_chunks, compiling)
+        hashes = replay.WeightHashes(params)
+        hashes.check(expected, config.resume)
         folder = pathlib.Path(os.path.expanduser(config.output_dir))
         with contextlib.ExitStack() as stack:
             name = config.output_name
@@ -135,7 +155,7 @@ class Runner(InputReader):
                     naming.reserved(folder, name, overwrite=config.overwrite)
                 )
             report = RunReport(config, num_chunks, inputs, name=name, first=first)
-            return self._stream(params, session, inputs, report, weights)
+            return self._stream(params, session, inputs, report, hashes)
 
     def prepare(self) -> RunnerInputs:
         """Everything that can be checked before a weight is read; returns the inputs.
@@ -166,7 +186,7 @@ class Runner(InputReader):
                 config.runner_name,
             )
         else:
-            downloads.check_local(leaves(self._parts_read(inputs)).values())
+            weights.check(self.pipeline, self._parts_read(inputs))
         self._check_memory(inputs)
         return inputs
 
@@ -189,19 +209,15 @@ class Runner(InputReader):
     def _tell_end(self, inputs: RunnerInputs, chunks: int) -> None:
         """Says what comes when the controls end, if the session lives to see it."""
         script = inputs.script
-        if script is None or script.num_frames > self.frames_before(chunks):
-            return
-        then = {
-            "stop": "and the run with the chunk; --controls_end hold and repeat go on",
-            "hold": "and the last of them is held on",
-            "repeat": "and begin again",
-        }
-        self._say(
-            "The controls end at frame %d, %s.", script.num_frames, then[script.end]
-        )
+        if script is not None and script.num_frames <= self.frames_before(chunks):
+            self._say("%s", script.end_text)
 
     def _begin(
-        self, inputs: RunnerInputs, session: stream.Session | None, num_chunks: int
+        self,
+        inputs: RunnerInputs,
+        session: stream.Session | None,
+        num_chunks: int,
+        compiling: Programs,
     ) -> tuple[Params, stream.Session]:
         """The weights that stream, on the device, and the session's beginning."""
         streaming = list(needs.streaming(self.pipeline))
@@ -216,13 +232,18 @@ class Runner(InputReader):
         if session is not None:
             _log.info("Resumed at chunk %d; prompt, image and seed are its own.", first)
             params = self._weights(streaming)
-            return params, dataclasses.replace(session, switches=switches)
+            session.switches, session.compiling = switches, compiling
+            return params, session
         assert conditions is not None
         # A size or a condition that does not fit shows in the shapes alone.
         self._needs(conditions).of(streaming).check()
         params = self._weights(streaming)
-        cache = self._initialize_cache(params, conditions)
-        return params, stream.Session(self.pipeline, cache, switches=switches)
+        compiling.wait(0)
+        cache = self.new_cache(params, conditions)
+        session = stream.Session(
+            self.pipeline, cache, switches=switches, compiling=compiling
+        )
+        return params, session
 
     def _encoder_weights(self) -> conditions_store.WeightsOnDemand:
         """Weights of the encoders of conditions, loaded when they are used."""
@@ -241,6 +262,8 @@ class Runner(InputReader):
 
     def _parts_read(self, inputs: RunnerInputs) -> dict[str, ParametricComponent]:
         """The parts whose weights the run reads."""
+        if self.config.compile_only:
+            return {}
         if self.config.save_embeddings_path is not None:
             return needs.one_shot(self.pipeline)
         ready = inputs.conditions is not None
@@ -252,7 +275,7 @@ class Runner(InputReader):
         session: stream.Session,
         inputs: RunnerInputs,
         report: RunReport,
-        weights: replay.WeightHashes,
+        hashes: replay.WeightHashes,
     ) -> RunnerResult:
         """Streams, and writes what there is however that ends."""
         config = self.config
@@ -275,13 +298,14 @@ class Runner(InputReader):
             interrupted = True
         if not interrupted:
             watch.wait()
-        report.weights = weights.get(wait=not interrupted)
+        report.weights = hashes.get(wait=not interrupted)
         report.nonfinite = dict(watch.bad)
         report.outputs = list(writer.paths) if report.num_frames else []
         if jax.process_index() == 0 and (report.num_frames or report.nonfinite):
             report.write()
             if config.save_session and not report.nonfinite:
-                self._save_session(session, params, report)
+                path, name = report.paths.session, config.runner_name
+                report.has_session = session.save(path, params, name)
             if config.overwrite:
                 written = {path.name for path in report.written()}
                 naming.remove_leftovers(report.paths.folder, report.paths.name, written)
@@ -299,20 +323,8 @@ class Runner(InputReader):
             chunk_hashes=tuple(report.hashes),
         )
 
-    def _save_session(
-        self, session: stream.Session, params: Params, report: RunReport
-    ) -> None:
-        if not session.is_whole:
-            _log.warning(
-                "The session is not saved: the interrupt came in the midst of a chunk."
-            )
-            return
-        chunks = int(jax.device_get(session.cache.autoregressive_index).max())
-        notes = {"config": self.config.runner_name, "chunks": chunks}
-        session.save(report.paths.session, params, notes)
-        report.has_session = True
-
-    def _initialize_cache(self, params: Params, conditions: Conditions) -> PyTree:
+    def new_cache(self, params: Params, conditions: Conditions) -> PyTree:
+        """The cache of a new session of this size and seed."""
         seed = self.config.seed
         # Of an image its own size counts: a method may choose it by the picture.
         sized = conditions.image is not None
@@ -331,13 +343,7 @@ class Runner(InputReader):
             parts = leaves(self._parts_read(inputs)).values()
             paths = (part.checkpoint_path for part in parts)
             downloads.announce(filter(None, paths))
-        if type(self).encode_conditions is Runner.encode_conditions:
-            encode = functools.partial(
-                self.pipeline.encode_conditions, text=inputs.text, image=inputs.image
-            )
-        else:
-            encode = functools.partial(self.encode_conditions, inputs=inputs)
-        shapes = inputs.conditions or needs.condition_shapes(self.pipeline, encode)
+        shapes = self._condition_shapes(inputs)
         if shapes is None:
             return
         needed = self._needs(shapes).of(self._parts_read(inputs))
@@ -345,27 +351,26 @@ class Runner(InputReader):
         if told:
             needed.announce(self.config.runner_name)
 
+    def _condition_shapes(self, inputs: RunnerInputs) -> Conditions | None:
+        """Shapes of the conditions, or those that are ready; None: unknown."""
+        if inputs.conditions is not None:
+            return inputs.conditions
+        if type(self).encode_conditions is Runner.encode_conditions:
+            encode = functools.partial(
+                self.pipeline.encode_conditions, text=inputs.text, image=inputs.image
+            )
+        else:
+            encode = functools.partial(self.encode_conditions, inputs=inputs)
+        return needs.condition_shapes(self.pipeline, encode)
+
     def _needs(self, conditions: Conditions) -> needs.Needs:
         size = self.config.pixel_height, self.config.pixel_width
-        return needs.of_rollout(self.pipeline, self._initialize_cache, conditions, size)
+        where = self.weights_placement()
+        return needs.of_rollout(self.pipeline, self.new_cache, conditions, size, where)
 
     def _weights(self, only: Sequence[str]) -> Params:
-        if not only:
-            return {}
-        parts = self.pipeline.components
-        sizes = [
-            f"{name} {memory.size_text(memory.num_bytes(param_shapes(parts[name])))}"
-            for name in only
-        ]
-        loads = "Making random weights" if self.config.random_weights else "Loading"
-        since = time.perf_counter()
-        self._say("%s: %s ...", loads, ", ".join(sizes))
-        if self.config.random_weights:
-            params = self.pipeline.init_params(jax.random.key(0), only=only)
-        else:
-            params = self.pipeline.load_params(only=only)
-        self._say("... done in %.1f s.", time.perf_counter() - since)
-        return params
+        where, random = self.weights_placement(), self.config.random_weights
+        return weights.make(self.pipeline, only, where, random=random, say=self._say)
 
     def _say(self, text: str, *values: Any) -> None:
         """Tells what a run is at, unless `progress` is off."""
@@ -453,6 +458,10 @@ class RunnerConfig(InstantiateConfig[Runner]):
 
     random_weights: bool = False
     """Run with random weights and without checkpoints: for tests and timings only."""
+
+    compile_only: bool = False
+    """Compile the programs of this size into the compilation cache, without weights,
+    and stop."""
 
     profile: bool = False
     """Measure every stage; waits for the device after each, which costs speed."""

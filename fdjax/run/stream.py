@@ -2,20 +2,23 @@
 
 import contextlib
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
 from fdjax.axes import Params, PyTree
 from fdjax.engine.pipeline import StreamInferencePipeline
+from fdjax.engine.programs import Programs
 from fdjax.run import signals, stats
 from fdjax.run.finite import FiniteWatch
 from fdjax.run.prompts import Switches
 from fdjax.run.report import RunReport
 from fdjax.run.writer import ChunkWriter
 from fdjax.session import store
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -27,24 +30,42 @@ class Session:
         cache: Ready, unless an interrupt came in the midst of a chunk.
         first: Index of the run's first chunk in the session: above 0 in a resumed one.
         switches: Prompts that change in the midst of it.
+        compiling: Its programs.
     """
 
     pipeline: StreamInferencePipeline
     cache: PyTree
     first: int = 0
     switches: Switches = dataclasses.field(default_factory=Switches)
+    compiling: Programs | None = None
 
-    def save(self, path: pathlib.Path, params: Params, notes: dict[str, Any]) -> None:
-        """Writes it; see `fdjax.session.store.save_cache`."""
+    def save(self, path: pathlib.Path, params: Params, name: str) -> bool:
+        """Writes it, unless an interrupt came in the midst of a chunk.
+
+        Args:
+            path: The file; see `fdjax.session.store.save_cache`.
+            params: Weights.
+            name: Of the method.
+
+        Returns:
+            Whether it was written; a warning tells if not.
+        """
+        if not self.is_whole:
+            _log.warning(
+                "The session is not saved: the interrupt came in the midst of a chunk."
+            )
+            return False
+        chunks = int(jax.device_get(self.cache.autoregressive_index).max())
         with signals.held():
             store.save_cache(
                 path,
                 self.cache,
                 pipeline=self.pipeline,
                 params=params,
-                notes=notes,
+                notes={"config": name, "chunks": chunks},
                 overwrite=True,
             )
+        return True
 
     @property
     def is_whole(self) -> bool:
@@ -120,6 +141,8 @@ def stream(
             if measured is not None:
                 measured.skip()
             session.cache = cache
+            if index == 0 and session.compiling is not None:
+                session.compiling.wait()
             session.cache = pipeline.finalize(
                 params, cache, donate=True, profiler=watch
             )

@@ -37,7 +37,8 @@ def main(spec: dict[str, Any], report: measure.Report) -> None:
 
     first, *others = configs.values()
     runs = Runs(spec, first.setup(), Profiler(), report)
-    runs.params = runs.pipeline.init_params(jax.random.key(0))
+    where = methods.placement(runs.pipeline, spec["offload_share"])
+    runs.params = runs.pipeline.init_params(jax.random.key(0), sharding=where)
     jax.block_until_ready(runs.params)
     startup.mark("random_weights_s")
     runs.start_rollout()
@@ -169,7 +170,7 @@ class Runs:
         medians = {}
         for waits in (False, True):
             times = []
-            for _ in range(count):
+            for _ in range(min(count, self.spec["steady_chunks"])):
                 jax.block_until_ready(self.cache)
                 start = time.perf_counter()
                 self.cache, video = self.pipeline.generate(
