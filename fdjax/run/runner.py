@@ -142,8 +142,7 @@ class Runner(InputReader):
             first,
         )
         if config.compile_only:
-            told = config.progress is not False
-            return ahead.compile_only(compiling, told=told)
+            return ahead.compile_only(compiling, told=config.progress is not False)
         params, session = self._begin(inputs, session, num_chunks, compiling)
         hashes = replay.WeightHashes(params)
         hashes.check(expected, config.resume)
