@@ -1,6 +1,6 @@
 """Parameters on disk: found, fetched, restored, saved."""
 
-from fdjax.checkpoint.load import check_local, load_params, origin
+from fdjax.checkpoint.load import check_local, load_params, origin, read_torch
 from fdjax.checkpoint.metadata import Metadata, check_fit, describe, weights_hash
 from fdjax.checkpoint.store import (
     is_intact,
@@ -22,6 +22,7 @@ __all__ = [
     "origin",
     "param_shapes",
     "read_metadata",
+    "read_torch",
     "restore",
     "save",
     "weights_hash",

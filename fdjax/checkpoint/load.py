@@ -2,12 +2,14 @@
 
 A checkpoint in fdjax's own format is restored. Anything else is a published one: a
 converter, found through the entry-point group `fdjax.checkpoint_converters`, maps it.
+Files of `torch.save` are read by whoever is found through `fdjax.torch_readers`.
 """
 
 import importlib.metadata
 import os
 import pathlib
 import tomllib
+from typing import Any
 
 import jax
 
@@ -23,6 +25,10 @@ CONVERTERS = "fdjax.checkpoint_converters"
 """Entry-point group. An entry is called as `converter(component, source, sharding=…)`
 and returns params, or None if it does not know the component's architecture. With
 `only_check=True` it returns an empty dict once headers and sizes are found to fit."""
+
+TORCH_READERS = "fdjax.torch_readers"
+"""Entry-point group. An entry is called as `reader(path)` and returns the structure of
+a file of `torch.save`, a `LazyTensor` in place of every tensor."""
 
 
 def load_params(
@@ -118,9 +124,26 @@ def origin(source: str) -> str:
     return source if metadata is None else str(metadata.source.get("path", source))
 
 
+def read_torch(path: pathlib.Path) -> Any:
+    """The structure of a file of `torch.save`, a `LazyTensor` in place of every tensor.
+
+    Raises:
+        ValueError: It cannot be read, or nothing is installed that reads it.
+    """
+    for entry in _entries(TORCH_READERS):
+        return entry.load()(path)
+    raise ValueError(
+        f"{path} is a file of torch.save, and nothing is installed that reads it."
+    )
+
+
 def _converters() -> list[importlib.metadata.EntryPoint]:
-    """The converters that are installed; in a clone, also those of its pyproject."""
-    points = list(importlib.metadata.entry_points(group=CONVERTERS))
+    return _entries(CONVERTERS)
+
+
+def _entries(group: str) -> list[importlib.metadata.EntryPoint]:
+    """What is installed in a group; in a clone, also what its pyproject lists."""
+    points = list(importlib.metadata.entry_points(group=group))
     path = pathlib.Path(__file__).parents[2] / "pyproject.toml"
     try:
         project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
@@ -129,9 +152,9 @@ def _converters() -> list[importlib.metadata.EntryPoint]:
     if project.get("name") != "fdjax":
         return points
     known = {point.value for point in points}
-    own = project.get("entry-points", {}).get(CONVERTERS, {})
+    own = project.get("entry-points", {}).get(group, {})
     return points + [
-        importlib.metadata.EntryPoint(name, value, CONVERTERS)
+        importlib.metadata.EntryPoint(name, value, group)
         for name, value in own.items()
         if value not in known
     ]

@@ -41,6 +41,17 @@ DTYPES = {
 """Element types by the name that the format gives them."""
 
 
+def dtype_name(dtype: np.dtype) -> str:
+    """The format's name of an element type.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if dtype not in _NAMES:
+        raise ValueError(f"files hold no {dtype}; they hold {', '.join(DTYPES)}.")
+    return _NAMES[dtype]
+
+
 class Writable(Protocol):
     """What bytes can be written to."""
 

@@ -105,8 +105,8 @@ class Runner(InputReader):
         `stats_<name>.json`, `<name>.config.json`, from which the run can be repeated,
         `<name>.replay.json`, with which a repetition is compared, and with
         `save_session` `<name>.session`, from which it can be extended. The second run
-        in a directory is `<name>-2`, and so on. With random weights the
-        name says so. With `save_embeddings_path` that file alone.
+        in a directory is `<name>-2`, and so on. With random weights the name says so.
+        With `save_embeddings_path` that file alone.
 
         Args:
             expected: A run whose weights these must be.
@@ -142,8 +142,7 @@ class Runner(InputReader):
             first,
         )
         if config.compile_only:
-            told = config.progress is not False
-            return ahead.compile_only(compiling, told=told)
+            return ahead.compile_only(compiling, told=config.progress is not False)
         params, session = self._begin(inputs, session, num_chunks, compiling)
         hashes = replay.WeightHashes(params)
         hashes.check(expected, config.resume)
@@ -209,16 +208,8 @@ class Runner(InputReader):
     def _tell_end(self, inputs: RunnerInputs, chunks: int) -> None:
         """Says what comes when the controls end, if the session lives to see it."""
         script = inputs.script
-        if script is None or script.num_frames > self.frames_before(chunks):
-            return
-        then = {
-            "stop": "and the run with the chunk; --controls_end hold and repeat go on",
-            "hold": "and the last of them is held on",
-            "repeat": "and begin again",
-        }
-        self._say(
-            "The controls end at frame %d, %s.", script.num_frames, then[script.end]
-        )
+        if script is not None and script.num_frames <= self.frames_before(chunks):
+            self._say("%s", script.end_text)
 
     def _begin(
         self,
@@ -312,7 +303,8 @@ class Runner(InputReader):
         if jax.process_index() == 0 and (report.num_frames or report.nonfinite):
             report.write()
             if config.save_session and not report.nonfinite:
-                self._save_session(session, params, report)
+                path, name = report.paths.session, config.runner_name
+                report.has_session = session.save(path, params, name)
             if config.overwrite:
                 written = {path.name for path in report.written()}
                 naming.remove_leftovers(report.paths.folder, report.paths.name, written)
@@ -329,19 +321,6 @@ class Runner(InputReader):
             stats=report.chunks(),
             chunk_hashes=tuple(report.hashes),
         )
-
-    def _save_session(
-        self, session: stream.Session, params: Params, report: RunReport
-    ) -> None:
-        if not session.is_whole:
-            _log.warning(
-                "The session is not saved: the interrupt came in the midst of a chunk."
-            )
-            return
-        chunks = int(jax.device_get(session.cache.autoregressive_index).max())
-        notes = {"config": self.config.runner_name, "chunks": chunks}
-        session.save(report.paths.session, params, notes)
-        report.has_session = True
 
     def new_cache(self, params: Params, conditions: Conditions) -> PyTree:
         """The cache of a new session of this size and seed."""

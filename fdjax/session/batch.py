@@ -124,25 +124,18 @@ class SessionBatch:
         self._warm_up(pattern)
 
     def _warm_up(self, pattern: Session) -> None:
-        """Runs everything once."""
-        row = pattern.cache
-        for lane in {0, self.capacity - 1}:
-            self._cache = put_session(self._cache, lane, row, donate=True)
-        place = Lane(self, 0)
-        place.set_conditions(pattern._conditions)
-        idle = np.arange(self.capacity) > 0
+        """Runs everything once; what lanes hold until a session joins is of no use."""
+        self._cache = put_session(self._cache, 0, pattern.cache, donate=True)
+        Lane(self, 0).set_conditions(pattern._conditions)
         entry = journal.take(self.pipeline, self._cache)
-        self._cache, output = self._step(self._controls.together({}))
-        host = journal.to_host(entry)
-        rows = [
-            journal.Row(journal.Shared(each), 0).resolve() for each in (entry, host)
-        ]
-        for way in (entry, *rows):
-            self._cache = journal.restore(self.pipeline, self._cache, way, idle)
-        made = BatchOutput(output, {pattern: 0})
-        jax.block_until_ready((made[pattern], made.failed, place.cache))
-        # All of it lies now where every later step finds it.
-        self._cache = lanes.repeat(row, self.capacity)
+        self._cache, whole = self._step(self._controls.together({}))
+        made = BatchOutput(whole, {pattern: 0})
+        jax.block_until_ready((made[pattern], made.failed))
+        idle = np.arange(self.capacity) > 0
+        for way in (entry, journal.to_host(entry)):
+            row = journal.Row(journal.Shared(way), 0).resolve()
+            self._cache = journal.restore(self.pipeline, self._cache, row, idle)
+        self._cache = journal.restore(self.pipeline, self._cache, entry, idle)
 
     @property
     def capacity(self) -> int:
@@ -234,16 +227,14 @@ class SessionBatch:
         self._ready("tick")
         if not controls:
             raise ValueError("tick needs at least one session, got none.")
-        for session, control in controls.items():
-            self._lane(session, "tick").check(control)
+        index = {session: self._lane(session, "tick").index for session in controls}
         steps = {each: each._next_step(control) for each, control in controls.items()}
-        index = {session: self._index(session) for session in steps}
         output, shared = self._advance(
             {index[session]: step.control for session, step in steps.items()}
         )
         for session, step in steps.items():
             row = None if shared is None else journal.Row(shared, index[session])
-            session._commit(step, row, None)
+            session._commit(step, row)
             session._undone = ()
         return BatchOutput(output, index)
 
@@ -335,9 +326,6 @@ class SessionBatch:
             )
         return place
 
-    def _index(self, session: Session) -> int:
-        return self._lane(session, "tick").index
-
 
 class Lane:
     """A session's place in a batch; see `fdjax.session.place.Place`."""
@@ -352,14 +340,13 @@ class Lane:
 
     def advance(self, control: PyTree) -> tuple[PyTree, journal.Row | None]:
         """One chunk of this session; the others stay as they are."""
-        self.check(control)
         output, shared = self.batch._advance({self.index: control})
         entry = None if shared is None else journal.Row(shared, self.index)
         return lanes.row(output, np.int32(self.index)), entry
 
     def check(self, control: PyTree) -> None:
         """Refuses a control that cannot be put together with those of other lanes."""
-        self.batch._controls.check(control, f"The control of lane {self.index}")
+        self.batch._controls.check(control, self.index)
 
     def restore(self, entry: journal.Entry | journal.Row) -> None:
         """Goes back over the newest chunk; the other lanes stay as they are."""

@@ -15,7 +15,7 @@ from fdjax.axes import Params, PyTree
 from fdjax.contract.conditioner import Conditions
 from fdjax.engine.cache import StreamInferencePipelineCache
 from fdjax.engine.pipeline import StreamInferencePipeline
-from fdjax.session import journal, store
+from fdjax.session import journal, recording, store
 from fdjax.session.blend import path
 from fdjax.session.place import Alone, Journal, Place
 from fdjax.session.saved import SessionData, collect, handed_on
@@ -111,11 +111,7 @@ class Session:
     @property
     def pixel_size(self) -> tuple[int, int]:
         """Rows and columns of its video."""
-        image = self._start.conditions.image
-        if image is not None:
-            _, height, width, _ = image.shape
-            return height, width
-        return self._start.pixel_height or 0, self._start.pixel_width or 0
+        return self._start.pixel_size
 
     @property
     def committed_step_id(self) -> int:
@@ -172,8 +168,9 @@ class Session:
         except BaseException:
             self._check_survived()
             raise
-        image = small(output) if isinstance(place, Alone) else None
-        self._commit(step, entry, image)
+        if isinstance(place, Alone):
+            step = dataclasses.replace(step, image=small(output))
+        self._commit(step, entry)
         return output
 
     def _next_step(
@@ -203,16 +200,12 @@ class Session:
             image=None,
         )
 
-    def _commit(
-        self,
-        step: Step,
-        entry: journal.Entry | journal.Row | None,
-        image: jax.Array | None,
-    ) -> None:
+    def _commit(self, step: Step, entry: journal.Entry | journal.Row | None) -> None:
         """Notes a chunk that was made."""
-        self._steps = (*self._steps, dataclasses.replace(step, image=image))
+        self._steps = (*self._steps, step)
         self._upcoming = step.upcoming[1:]
-        self._events = tuple(e for e in self._events if e.chunk != step.index)
+        if step.event_ids:
+            self._events = tuple(e for e in self._events if e.chunk != step.index)
         if entry is not None:
             self._journal = self._active("tick").kept((*self._journal, entry))
 
@@ -303,6 +296,15 @@ class Session:
             outputs.append(self._tick(step.control, step.event_ids))
             self._undone = self._undone[:-1]
         return outputs
+
+    def make_again(
+        self, control: PyTree, conditions: Conditions, event_ids: tuple[str, ...]
+    ) -> PyTree:
+        """`tick` with what a chunk of another session was made from."""
+        self._set_conditions(conditions)
+        self._seen |= set(event_ids)
+        self._undone, self._upcoming = (), ()
+        return self._tick(control, event_ids)
 
     def jump(self, chunk: int) -> list[PyTree]:
         """Goes to where `chunk` chunks are committed: by `undo`, or by `redo`.
@@ -395,7 +397,7 @@ class Session:
     ) -> None:
         """Writes all that the session holds; it appears at `path` whole or not at all.
 
-        A save that is killed, or has too little room, leaves what was at `path`.
+        A save that is killed, or finds no room, leaves what was at `path`.
 
         Args:
             path: The file.
@@ -414,13 +416,9 @@ class Session:
         )
 
     def to_bytes(self, *, way_back: int | None = None) -> bytes:
-        """What `save` writes, in memory.
-
-        Raises:
-            ValueError: As `save`.
-        """
-        data = self._data("to_bytes", way_back)
-        return store.session_bytes(data, pipeline=self.pipeline, weights=self._hashes())
+        """What `save` writes, in memory; raises ValueError as it does."""
+        data, weights = self._data("to_bytes", way_back), self._hashes()
+        return store.session_bytes(data, pipeline=self.pipeline, weights=weights)
 
     @classmethod
     def load(
@@ -435,17 +433,15 @@ class Session:
     ) -> "Session":
         """A session that `save` or `to_bytes` wrote; it goes on bit for bit.
 
-        On the same kind of device with the same versions; what differs is logged as a
-        warning. It may come from anyone: nothing of it is executed, and what a step
-        reads has the shapes that the pipeline makes. Which sizes are welcome is for
-        the caller to say, by the length of `source`, `pixel_size` and `cache`.
+        On the same kind of device with the same versions; a warning names what differs.
+        It may come from anyone: nothing of it is executed, and its shapes are those
+        that the pipeline makes. The caller limits its length, `pixel_size` and `cache`.
 
         Args:
             source: A file, or what is in it.
             pipeline: Of the settings that the session was saved with.
             params: The same weights; they may come from another place.
-            undo_on_device: As in the constructor.
-            undo_on_host: As in the constructor.
+            undo_on_device, undo_on_host: As in the constructor.
             sharding: Where its arrays belong; by default where the weights are.
 
         Raises:
@@ -457,15 +453,18 @@ class Session:
         session.pipeline, session.params = pipeline, params
         session._limits = journal.checked_limits(undo_on_device, undo_on_host)
         session._weights = None
-        places = {"params": params, "sharding": sharding}
-        data = store.load_session(
-            source, pipeline=pipeline, weights=session._hashes(), **places
-        )
+        common = {"pipeline": pipeline, "params": params, "sharding": sharding}
+        data = store.load_session(source, weights=session._hashes(), **common)
         vars(session).update(handed_on(data))
         place = Alone(pipeline, params, data.cache, session._limits)
         session._place, session._journal = place, place.kept(data.journal)
         session._state = SessionState.ACTIVE
         return session
+
+    def replay(self) -> str:
+        """What was done so far, as JSON; see `fdjax.session.repeat`."""
+        data, settings = self._data("replay", 0), store.pipeline_settings(self.pipeline)
+        return recording.record(data, settings, self._hashes())
 
     def _data(self, caller: str, way_back: int | None) -> SessionData:
         cache = self._active(caller).cache

@@ -69,26 +69,28 @@ class Controls:
             dtype = jax.dtypes.canonicalize_dtype(np.asarray(leaf).dtype)
             self._leaves.append((shape[1:], np.dtype(dtype)))
 
-    def check(self, control: PyTree, what: str) -> None:
+    def check(self, control: PyTree, lane: int) -> None:
         """Refuses a control that cannot be put together with others.
 
         Args:
             control: Leaves [1, ...] or [...]; None is zeros.
-            what: Names it in the message.
+            lane: For the message.
 
         Raises:
             ValueError: Another structure, shape or kind of numbers, or NaN.
         """
-        if control is None:
-            return
-        self._rows(control, what)
-        check_finite(control, what)
+        if control is not None:
+            self._rows(control, _name(lane))
+            check_finite(control, _name(lane))
 
     def together(self, controls: Mapping[int, PyTree]) -> PyTree:
         """The controls of all lanes, NumPy arrays [B, ...].
 
         Args:
-            controls: By lane.
+            controls: By lane; as in `check`.
+
+        Raises:
+            ValueError: One does not fit; names the lane.
         """
         arrays = [
             np.zeros((self._capacity, *shape), dtype) for shape, dtype in self._leaves
@@ -96,9 +98,13 @@ class Controls:
         for lane, control in controls.items():
             if control is None:
                 continue
-            rows = self._rows(control, f"control of lane {lane}")
+            rows = self._rows(control, _name(lane))
             for array, values in zip(arrays, rows, strict=True):
                 array[lane] = values
+        # All at once: lane by lane it takes longer than the device waits gladly.
+        if not all(np.isfinite(array).all() for array in arrays):
+            for lane, control in controls.items():
+                check_finite(control, _name(lane))
         return jax.tree.unflatten(self._structure, arrays)
 
     def _rows(self, control: PyTree, what: str) -> list[np.ndarray]:
@@ -112,6 +118,9 @@ class Controls:
         rows = []
         for leaf, (shape, dtype) in zip(leaves, self._leaves, strict=True):
             values = np.asarray(leaf)
+            if values.dtype == dtype and values.shape == (1, *shape):
+                rows.append(values[0])
+                continue
             given = jax.dtypes.canonicalize_dtype(values.dtype)
             if values.shape not in (shape, (1, *shape)) or not np.can_cast(
                 given, dtype, "same_kind"
@@ -122,3 +131,7 @@ class Controls:
                 )
             rows.append(values.reshape(shape))
         return rows
+
+
+def _name(lane: int) -> str:
+    return f"The control of lane {lane}"

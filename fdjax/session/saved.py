@@ -180,7 +180,7 @@ def _build(
     table = [_conditions(tree.build(each, on_device)) for each in header["conditions"]]
     chunks, num_steps = header["chunks"], _count(header["num_steps"])
     numbers = chunks["conditions"]
-    controls = _build_controls(header["controls"], arrays)
+    controls = build_controls(header["controls"], arrays)
     if num_steps > len(numbers) or len(controls) != len(numbers) + len(
         header["events"]
     ):
@@ -271,7 +271,8 @@ def _describe_controls(
     return {"kinds": structures, "places": places}
 
 
-def _build_controls(header: Mapping[str, Any], arrays: Arrays) -> list[PyTree]:
+def build_controls(header: Mapping[str, Any], arrays: Arrays) -> list[PyTree]:
+    """Controls from the "controls" of `describe`, whose arrays are theirs too."""
     stacks: list[dict[str, np.ndarray]] = [{} for _ in header["kinds"]]
     for name in arrays:
         if name.startswith("controls."):
@@ -290,7 +291,11 @@ def _stacked_images(chunks: Sequence[Step]) -> np.ndarray | None:
     images = jax.device_get([step.image for step in chunks])
     if not images or any(image is None for image in images):
         return None
-    # [chunks, B, H, W, 3]
+    return image_bytes(images)
+
+
+def image_bytes(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures in [-1, 1] as uint8[chunks, B, H, W, 3]."""
     stacked = np.stack(images).astype(np.float32)
     return np.rint((np.clip(stacked, -1, 1) + 1) * 127.5).astype(np.uint8)
 

@@ -125,6 +125,11 @@ def read_notes(path: str | os.PathLike) -> dict[str, Any]:
     return dict(notes) if isinstance(notes, dict) else {}
 
 
+def pipeline_settings(pipeline: StreamInferencePipeline) -> dict[str, Any]:
+    """What pipelines must share to take up each other's sessions."""
+    return settings_of(pipeline.config, _FREE)
+
+
 def weights_of(params: Params) -> dict[str, str]:
     """Hashes of the weights that a rollout reads, by component."""
     return fingerprints(params, only=_PARTS)
@@ -266,7 +271,7 @@ def _described(
 ) -> tuple[dict[str, Any], dict[str, Array]]:
     structure, arrays = tree.describe(cache)
     header = {
-        "settings": settings_of(pipeline.config, _FREE),
+        "settings": pipeline_settings(pipeline),
         "weights": weights,
         "structure": structure,
     }
@@ -332,7 +337,7 @@ def _cache(
     """The cache of a file on the default device; a warning tells what differs."""
     _ = pipeline.components  # loads the classes that a cache can hold
     header = contents.header
-    here = settings_of(pipeline.config, _FREE)
+    here = pipeline_settings(pipeline)
     there = header.get("settings")
     if not isinstance(there, dict):
         raise ValueError(f"{name} cannot be taken up: it does not say of what it is.")

@@ -52,6 +52,14 @@ class Start:
     pixel_width: int | None = None
     key: jax.Array | None = None
 
+    @property
+    def pixel_size(self) -> tuple[int, int]:
+        """Rows and columns of the video."""
+        if self.conditions.image is None:
+            return self.pixel_height or 0, self.pixel_width or 0
+        _, height, width, _ = self.conditions.image.shape
+        return height, width
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:

@@ -261,8 +261,8 @@ class StreamingDiT(Transformer):
             return dataclasses.replace(cache, kv=kv)
         workspace = self.start(params, cache, residue.control)
         relative = bool(workspace.rotated_keys)
-        states = self._states(workspace, keep_raw=relative)
-        states, _ = self._forward(params, workspace, clean, timestep, states)
+        before = self._states(workspace, keep_raw=relative)
+        states, _ = self._forward(params, workspace, clean, timestep, before)
         # In cache-relative mode the turned keys served this pass alone.
         keys = tuple(s.raw_keys if relative else s.keys for s in states)
         values = tuple(state.values for state in states)

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import signal
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +95,8 @@ def test_an_interrupted_run_can_be_extended(tmp_path, monkeypatch, number):
     generate, calls = kind.generate, []
 
     def interrupted(self, *args, **kwargs):
+        if threading.current_thread() is not threading.main_thread():
+            return generate(self, *args, **kwargs)  # from shapes, ahead
         calls.append(1)
         if len(calls) == 3:
             if number is None:

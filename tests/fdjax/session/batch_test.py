@@ -303,3 +303,21 @@ def test_a_step_that_fails_midway_fails_the_sessions(monkeypatch):
         batch.join(session(3))
     live.reset()
     live.tick(CONTROL)
+
+
+def test_a_session_that_is_reset_or_closed_frees_its_lane():
+    live, other = session(1, 2), session(2)
+    batch = batch_of(live, other)
+    batch.tick({live: CONTROL, other: CONTROL})
+    live.reset()
+    other.close()
+    assert batch.num_free == CAPACITY
+    assert live.state is SessionState.ACTIVE
+    live.tick(control(1, 0))
+    batch.join(live)
+    # As if it had never been there.
+    made = batch.tick({live: control(1, 1)})[live]
+    again = session(1)
+    batch.leave(live)
+    batch.join(again)
+    assert_same([batch.tick({again: control(1, 1)})[again]], [made])

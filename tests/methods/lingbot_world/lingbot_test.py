@@ -130,7 +130,7 @@ def test_a_converted_checkpoint_remembers_its_version(tmp_path):
     with pytest.raises(ValueError, match="must hold weights of robbyant/lingbot-world"):
         config.setup().prepare()
     for taken in ({"weights": ""}, {"weights": "lingbot-world-v2-14b-causal-fast"}):
-        with pytest.raises(FileNotFoundError, match=r"none\.npy"):
+        with pytest.raises(FileNotFoundError, match=r"none\.png"):
             dataclasses.replace(config, **taken).setup().prepare()
 
 
