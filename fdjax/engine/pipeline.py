@@ -29,7 +29,7 @@ from fdjax.contract.component import ParametricComponent
 from fdjax.contract.conditioner import Conditioner, ConditionerConfig, Conditions
 from fdjax.contract.decoder import DecoderConfig, StreamingDecoder
 from fdjax.contract.encoder import EncoderConfig, NullEncoder, StreamingEncoder
-from fdjax.engine import rollout, stages
+from fdjax.engine import homes, rollout, stages
 from fdjax.engine.cache import (
     StreamInferencePipelineCache,
     check_key,
@@ -39,7 +39,7 @@ from fdjax.engine.cache import (
 from fdjax.engine.checks import check_finite
 from fdjax.engine.conditioner import check_conditions
 from fdjax.engine.diffusion import DiffusionModel, DiffusionModelConfig
-from fdjax.sharding import CACHE, Placement, resolve
+from fdjax.sharding import CACHE, Placement, home, resolve
 
 
 class StageProfiler(Protocol):
@@ -255,7 +255,7 @@ class StreamInferencePipeline(Component):
                 by default.
             sharding: Where the cache lives; a mesh, one sharding, or a tree of
                 shardings by the fields of the cache's components. None: where the
-                parameters are.
+                parameters are, by the tables of `fdjax.sharding`.
 
         Raises:
             ValueError: Inputs contradict each other or do not fit the model.
@@ -277,7 +277,7 @@ class StreamInferencePipeline(Component):
         keys = session_keys(key, conditions.batch_size)
         arguments = self._weights(params), conditions
         if sharding is None:
-            caches = stages.initialize(self, *arguments, height, width)
+            caches = homes.initialize(self, *arguments, height, width)
             return StreamInferencePipelineCache(**caches, final_state=None, key=keys)
 
         def make(params: Params, conditions: Conditions) -> dict[str, PyTree]:
@@ -326,8 +326,9 @@ class StreamInferencePipeline(Component):
         """The ready cache with another prompt; what was generated stays visible."""
         require(cache, ready=True, caller="update_conditions")
         check_conditions(conditions)
-        transformer_cache = stages.update_conditions(
-            self, params["transformer"], cache.transformer_cache, conditions
+        transformer_cache = homes.run(
+            stages.update_conditions,
+            *(self, params["transformer"], cache.transformer_cache, conditions),
         )
         return dataclasses.replace(cache, transformer_cache=transformer_cache)
 
@@ -372,13 +373,14 @@ class StreamInferencePipeline(Component):
         check_finite(input, "input")
         control, encoder_cache = None, cache.encoder_cache
         if self.encoder is not None:
-            encoder_cache, control = stages.encode(
-                self.encoder, params["encoder"], encoder_cache, input
+            encoder_cache, control = homes.run(
+                stages.encode, self.encoder, params["encoder"], encoder_cache, input
             )
         _record(profiler, "encode", control)
 
         diffuse = stages.diffuse_in_place if donate else stages.diffuse
-        transformer_cache, final_state, output = diffuse(
+        transformer_cache, final_state, output = homes.run(
+            diffuse,
             self.diffusion_model,
             params["transformer"],
             cache.transformer_cache,
@@ -394,8 +396,8 @@ class StreamInferencePipeline(Component):
         decoder_cache = cache.decoder_cache
         if self.decoder is not None:
             # [B, T, H, W, C] -> whatever tree the decoder gives
-            decoder_cache, output = stages.decode(
-                self.decoder, params["decoder"], decoder_cache, output
+            decoder_cache, output = homes.run(
+                stages.decode, self.decoder, params["decoder"], decoder_cache, output
             )
         _record(profiler, "decode", output)
         cache = dataclasses.replace(
@@ -430,7 +432,8 @@ class StreamInferencePipeline(Component):
         """
         require(cache, ready=False, caller="finalize")
         commit = stages.finalize_in_place if donate else stages.finalize
-        transformer_cache, index = commit(
+        transformer_cache, index = homes.run(
+            commit,
             self.diffusion_model,
             params["transformer"],
             cache.transformer_cache,
@@ -455,9 +458,10 @@ class StreamInferencePipeline(Component):
         num_chunks: int = 1,
     ) -> tuple[StreamInferencePipelineCache, PyTree]:
         """Makes `num_chunks` chunks as one `lax.scan`; see `fdjax.engine.rollout`."""
-        return rollout.rollout(
-            self.generate, self.finalize, params, cache, inputs, num_chunks
-        )
+        with home(params.get("transformer"), cache):
+            return rollout.rollout(
+                self.generate, self.finalize, params, cache, inputs, num_chunks
+            )
 
 
 def _record(profiler: StageProfiler | None, stage: str, value: PyTree) -> None:

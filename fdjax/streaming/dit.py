@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fdjax import sharding
 from fdjax.attention.kv_cache import KVLayout
 from fdjax.attention.rope import RopeTable, pad_table, rope_table
 from fdjax.axes import Array, Params, PyTree
@@ -421,14 +422,17 @@ class StreamingDiT(Transformer):
             attention = SelfContainedAttention(layout.rope, workspace.tables[0])
             layers = (None,) * layout.num_layers
         latent, timestep = self.inputs(latent, timestep, cache, workspace.control)
-        return self.forward(
+        latent = self.rows(self.split_views(latent, cache), by_view=True)
+        states, flow = self.forward(
             params,
-            self.rows(self.split_views(latent, cache), by_view=True),
+            sharding.constrain(latent, "BLC"),
             jax.tree.map(lambda x: self.rows(x) if jnp.ndim(x) else x, timestep),
             attention,
             layers,
             workspace,
         )
+        # The solver's few numbers are the same on every device.
+        return states, sharding.gathered(flow)
 
     def _row_counts(self, cache: StreamCache) -> Array:
         """Chunks committed, uint32[B G V]; that of a single session serves all rows."""

@@ -1,0 +1,92 @@
+"""Where the parts of a pipeline run: where their weights are.
+
+Each part may live on a mesh or on a device of its own. What a stage is given is moved
+there; the stages of one device run while another device is at the next chunk.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from fdjax import sharding
+from fdjax.axes import Params, PyTree
+from fdjax.contract.conditioner import Conditions
+from fdjax.engine import stages
+from fdjax.engine.cache import StreamInferencePipelineCache
+
+
+def run(
+    stage: Callable[..., Any], component: Any, weights: Params, *arguments: PyTree
+) -> Any:
+    """What a compiled stage gives, where the component's weights are.
+
+    Args:
+        stage: One of `fdjax.engine.stages`.
+        component: Its static argument.
+        weights: Decide where.
+        *arguments: Moved there if they are elsewhere.
+    """
+    arguments = sharding.moved(arguments, weights)
+    with sharding.home(weights, arguments):
+        return stage(component, weights, *arguments)
+
+
+def initialize(
+    pipeline: Any, params: Params, conditions: Conditions, height: int, width: int
+) -> dict[str, PyTree]:
+    """`stages.empty_caches`, each part of it where its weights are.
+
+    On a mesh the table `fdjax.sharding.CACHE` says what is cut.
+    """
+    names = list(stages.CACHES)
+    meshes = {name: sharding.mesh_of(params.get(name)) for name in names}
+    if all(mesh is None or mesh.size == 1 for mesh in meshes.values()) and (
+        len({mesh for mesh in meshes.values() if mesh is not None}) <= 1
+    ):
+        arguments = sharding.moved(conditions, params.get("transformer"))
+        return stages.initialize(pipeline, params, arguments, height, width)
+    caches: dict[str, PyTree] = {}
+    for name in names:
+        make = functools.partial(
+            stages.empty_cache, name, pipeline, height=height, width=width
+        )
+        weights = params.get(name, {})
+        moved = sharding.moved(conditions, weights)
+        with sharding.home(weights, moved):
+            shapes = jax.eval_shape(make, weights, moved)
+            places = _places(meshes[name], shapes)
+            caches |= jax.jit(make, out_shardings=places)(weights, moved)
+    return caches
+
+
+def placed(
+    params: Params, cache: StreamInferencePipelineCache
+) -> StreamInferencePipelineCache:
+    """A cache from elsewhere, where the weights are: a session moves.
+
+    Args:
+        params: Weights.
+        cache: Ready or pending, on any devices.
+    """
+    fields: dict[str, PyTree] = {}
+    for name, own in stages.CACHES.items():
+        mesh = sharding.mesh_of(params.get(name))
+        part = {field: getattr(cache, field) for field in own}
+        if name == "transformer":
+            part["final_state"] = cache.final_state
+        places = _places(mesh, part)
+        fields |= part if places is None else jax.device_put(part, places)
+    return dataclasses.replace(cache, **fields)
+
+
+def _places(mesh: Mesh | None, shapes: PyTree) -> PyTree:
+    if mesh is None:
+        return None
+    if mesh.size == 1:
+        device = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
+        return jax.tree.map(lambda _: device, shapes)
+    return sharding.shardings(mesh, shapes, sharding.CACHE)
