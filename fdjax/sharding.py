@@ -113,10 +113,19 @@ def constrain(x: Array, axes: str) -> Array:
 
 
 def gathered(x: Array) -> Array:
-    """An activation [B, ...] of which each row is whole on some device."""
+    """An activation [B, ...] that all devices hold whole, but for their sessions."""
     if not in_mesh():
         return x
-    return jax.lax.with_sharding_constraint(x, spec_of("B", x.shape[:1]))
+    spec = _fit(("data",), x.shape, mesh_sizes())
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def constrain_tree(tree: PyTree, table: Table) -> PyTree:
+    """Cuts a tree over the mesh in force as a table says; as it is without one."""
+    sizes = mesh_sizes()
+    if not sizes:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, _specs(sizes, tree, table))
 
 
 def spec_of(axes: str, shape: Sequence[int]) -> PartitionSpec:
@@ -225,7 +234,8 @@ def mesh_of(tree: PyTree) -> Mesh | None:
         if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
             return None
         if isinstance(leaf.sharding, NamedSharding):
-            return _compiler_cuts(leaf.sharding.mesh)
+            mesh: Any = leaf.sharding.mesh
+            return _compiler_cuts(mesh)
         [device, *others] = leaf.sharding.device_set
         return Mesh(np.array([device]), ("data",)) if not others else None
     return None
@@ -313,12 +323,18 @@ def shardings(mesh: Mesh, shapes: PyTree, table: Table) -> PyTree:
     """
 
     mesh = _compiler_cuts(mesh)
+    specs = _specs(mesh.shape, shapes, table)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
-    def choose(path: Any, leaf: Any) -> NamedSharding:
+
+def _specs(sizes: Mapping[str, int], shapes: PyTree, table: Table) -> PyTree:
+    """A `PartitionSpec` for every leaf."""
+
+    def choose(path: Any, leaf: Any) -> PartitionSpec:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         name += f":{leaf.dtype}[{len(leaf.shape)}]"
         spec = next((spec for pattern, spec in table if re.search(pattern, name)), ())
-        return NamedSharding(mesh, _fit(spec, leaf.shape, mesh.shape))
+        return _fit(spec, leaf.shape, sizes)
 
     return jax.tree_util.tree_map_with_path(choose, shapes)
 

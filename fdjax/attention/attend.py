@@ -34,8 +34,9 @@ def attend(
 ) -> Array:
     """`softmax(scale * query key^T) value`, head by head.
 
-    With a mesh in force each device attends with a part of the queries. Every query sees the first `length` keys. The softmax is float32, whatever the
-    inputs. Differentiable in query, key and value.
+    Every query sees the first `length` keys. The softmax is float32, whatever the
+    inputs. Differentiable in query, key and value. With a mesh in force each device
+    attends with a part of the queries.
 
     Args:
         query: [B, L, N, D].
@@ -62,6 +63,7 @@ def attend(
         part = functools.partial(
             attend, scale=scale, backend=backend, nonempty=nonempty
         )
+        length = None if length is None else jnp.asarray(length, jnp.int32)
         return split.by_queries(part, query, key, value, length)
     backend = _choose(query, key, value, backend, BACKENDS)
     length, scale = _defaults(query, key, length, scale)

@@ -5,13 +5,12 @@ it cuts badly. So each device runs them on its own part, and what goes between d
 is written out here.
 
 Self-attention: a device has some tokens with all their heads, and exchanges them for
-all tokens with some of the heads, and back (DeepSpeed-Ulysses, arXiv:2309.14509, section
-3.2). The cache is cut by heads and never moved.
+all tokens with some of the heads, and back (DeepSpeed-Ulysses, arXiv:2309.14509,
+section 3.2). The cache is cut by heads and never moved.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ Attend = Callable[[Array, Array, Array, PyTree, PyTree], tuple[PyTree, Array]]
 """`(query, key, value, state, shared) -> (state, out)`, on the heads it is given."""
 
 
-def check_heads(num_heads: int, kv_heads: int, sizes: dict[str, int]) -> None:
+def check_heads(num_heads: int, kv_heads: int, sizes: Mapping[str, int]) -> None:
     """Refuses a mesh that does not divide the heads.
 
     Args:

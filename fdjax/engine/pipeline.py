@@ -377,7 +377,6 @@ class StreamInferencePipeline(Component):
                 stages.encode, self.encoder, params["encoder"], encoder_cache, input
             )
         _record(profiler, "encode", control)
-
         diffuse = stages.diffuse_in_place if donate else stages.diffuse
         transformer_cache, final_state, output = homes.run(
             diffuse,
@@ -392,7 +391,6 @@ class StreamInferencePipeline(Component):
         if transformer_cache is None:
             transformer_cache = cache.transformer_cache
         _record(profiler, "diffuse", output)
-
         decoder_cache = cache.decoder_cache
         if self.decoder is not None:
             # [B, T, H, W, C] -> whatever tree the decoder gives
@@ -458,10 +456,9 @@ class StreamInferencePipeline(Component):
         num_chunks: int = 1,
     ) -> tuple[StreamInferencePipelineCache, PyTree]:
         """Makes `num_chunks` chunks as one `lax.scan`; see `fdjax.engine.rollout`."""
+        steps = self.generate, self.finalize
         with home(params.get("transformer"), cache):
-            return rollout.rollout(
-                self.generate, self.finalize, params, cache, inputs, num_chunks
-            )
+            return rollout.rollout(*steps, params, cache, inputs, num_chunks)
 
 
 def _record(profiler: StageProfiler | None, stage: str, value: PyTree) -> None:

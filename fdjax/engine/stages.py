@@ -17,7 +17,6 @@ from fdjax.contract.decoder import StreamingDecoder
 from fdjax.contract.encoder import StreamingEncoder
 from fdjax.engine.diffusion import DiffusionModel, FinalState
 
-
 CACHES = {
     "transformer": ("transformer_cache", "autoregressive_index"),
     "encoder": ("encoder_cache",),

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import flax.struct
 import jax
@@ -52,9 +52,10 @@ class LayerKV:
     raw_keys: Array | None = None
 
     @property
-    def head_axes(self) -> "LayerKV":
+    def head_axes(self) -> PyTree:
         """The axis of heads, in place of each array."""
-        return LayerKV(
+        make: Any = LayerKV
+        return make(
             2,
             1 if storage.eight_bit(self.values) else 2,
             self.layout,
