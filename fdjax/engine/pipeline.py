@@ -24,7 +24,7 @@ from fdjax import checkpoint
 from fdjax.axes import Array, Params, PyTree
 from fdjax.checkpoint import placement
 from fdjax.config import Component, InstantiateConfig
-from fdjax.config.base import nested_configs
+from fdjax.config.base import paths_of
 from fdjax.contract.component import ParametricComponent
 from fdjax.contract.conditioner import Conditioner, ConditionerConfig, Conditions
 from fdjax.contract.decoder import DecoderConfig, StreamingDecoder
@@ -157,7 +157,7 @@ class StreamInferencePipeline(Component):
             try:
                 params[name] = checkpoint.load_params(part, sharding=placed)
             except (FileNotFoundError, ValueError) as error:
-                for path in _paths_of(self.config, part.params_owner.config):
+                for path in paths_of(self.config, part.params_owner.config):
                     error.add_note(f"in pipeline.{path}.checkpoint_path")
                 raise
         return params
@@ -322,12 +322,21 @@ class StreamInferencePipeline(Component):
         params: Params,
         cache: StreamInferencePipelineCache,
         conditions: Conditions,
+        *,
+        donate: bool = False,
     ) -> StreamInferencePipelineCache:
-        """The ready cache with another prompt; what was generated stays visible."""
+        """The ready cache with another prompt; what was generated stays visible.
+
+        Args:
+            params: Weights.
+            cache: A ready cache.
+            conditions: From `encode_conditions`.
+            donate: Work in place and use `cache` up.
+        """
         require(cache, ready=True, caller="update_conditions")
         check_conditions(conditions)
         transformer_cache = homes.run(
-            stages.update_conditions,
+            stages.update_conditions_in_place if donate else stages.update_conditions,
             *(self, params["transformer"], cache.transformer_cache, conditions),
         )
         return dataclasses.replace(cache, transformer_cache=transformer_cache)
@@ -489,12 +498,3 @@ class StreamInferencePipelineConfig(InstantiateConfig[StreamInferencePipeline]):
 
     spatial_compression_ratio: int | None = None
     """Pixels per latent row or column; None: the decoder's, or the encoder's."""
-
-
-def _paths_of(tree: Any, wanted: Any) -> list[str]:
-    """Where a config stands in another one, fields joined by dots."""
-    found = []
-    for name, part in nested_configs(tree):
-        found += [name] if part is wanted else []
-        found += [f"{name}.{path}" for path in _paths_of(part, wanted)]
-    return found

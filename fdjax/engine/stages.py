@@ -71,13 +71,19 @@ def empty_caches(
 initialize = jax.jit(empty_caches, static_argnums=(0, 3, 4))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def update_conditions(
+def _update_conditions(
     pipeline: Any, params: Params, transformer_cache: PyTree, conditions: Conditions
 ) -> PyTree:
     """The transformer's cache with new conditions."""
     transformer = pipeline.diffusion_model.transformer
     return transformer.update_conditions(params, transformer_cache, conditions)
+
+
+update_conditions = jax.jit(_update_conditions, static_argnums=0)
+# The keys and values of the window pass through, which would copy them.
+update_conditions_in_place = jax.jit(
+    _update_conditions, static_argnums=0, donate_argnums=2
+)
 
 
 @functools.partial(jax.jit, static_argnums=0)

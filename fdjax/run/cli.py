@@ -4,6 +4,7 @@ fdjax-run --help                        every method
 fdjax-run METHOD --help                 every field of its config, as a flag
 fdjax-run METHOD --prompt "..." --pipeline.diffusion_model.seed 7
 fdjax-run METHOD --no-instantiate       print the resolved config and stop
+fdjax-run --preset examples/maze_at_dusk
 fdjax-run --config outputs/METHOD.config.json
 """
 
@@ -22,6 +23,7 @@ from fdjax import config as config_lib
 from fdjax.config.values import did_you_mean
 from fdjax.run import edge, plugins, registry, versions, xla_flags
 from fdjax.run import flags as cli_flags
+from fdjax.run.preset import read_preset
 from fdjax.run.runner import RunnerConfig
 
 _NAME = "fdjax-run"
@@ -33,6 +35,8 @@ usage: {_NAME} METHOD [--FIELD VALUE ...]
 
   {_NAME} METHOD --help            every field of a method, with its default
   {_NAME} METHOD --no-instantiate  print the resolved config and stop
+  {_NAME} --preset DIR             a picture, a prompt, controls and settings that
+                                     lie in a folder; METHOD and flags win over it
   {_NAME} --config FILE            repeat a run from the config that it wrote
   {_NAME} METHOD --tiny            the whole path in half a minute on a CPU, by
                                      a small random network: its output is noise
@@ -79,9 +83,9 @@ def _run(arguments: list[str], *, in_process_of_its_own: bool) -> int:
         print(versions.text())
         return 0
     method, rest = _split_method(arguments)
-    file = _config_file(rest)
+    file, preset = (_path_of(flag, rest) for flag in ("--config", "--preset"))
     discovery = registry.discover()
-    if method is None and file is None:
+    if method is None and file is None and preset is None:
         values = _parse_flags(rest, [])
         print(
             _method_list(discovery), file=None if values["help"].value else sys.stderr
@@ -89,7 +93,7 @@ def _run(arguments: list[str], *, in_process_of_its_own: bool) -> int:
         if not values["help"].value:
             raise ValueError("name a METHOD, one of those above.")
         return 0
-    base = _base_config(method, file, discovery)
+    base = _base_config(method, file, preset, discovery)
     if "--tiny" in rest:
         base = base.tiny()
     fields = list(cli_flags.config_fields(base))
@@ -131,13 +135,14 @@ def _split_method(arguments: list[str]) -> tuple[str | None, list[str]]:
     return None, arguments
 
 
-def _config_file(arguments: list[str]) -> pathlib.Path | None:
+def _path_of(flag: str, arguments: list[str]) -> pathlib.Path | None:
+    """The value of a flag that decides which config it is, and so comes first."""
     for index, argument in enumerate(arguments):
-        if argument.startswith("--config="):
+        if argument.startswith(f"{flag}="):
             return pathlib.Path(argument.partition("=")[2])
-        if argument == "--config":
+        if argument == flag:
             if index + 1 == len(arguments):
-                raise ValueError("flag --config needs a value")
+                raise ValueError(f"flag {flag} needs a value")
             return pathlib.Path(arguments[index + 1])
     return None
 
@@ -156,6 +161,7 @@ def _parse_flags(
     flags.DEFINE_bool("version", False, "Print versions.", flag_values=values)
     flags.DEFINE_bool("debug", False, "Show tracebacks.", flag_values=values)
     flags.DEFINE_string("config", None, "A run's config.", flag_values=values)
+    flags.DEFINE_string("preset", None, "A preset.", flag_values=values)
     cli_flags.define_flags(fields, values)
     try:
         values([_NAME, *cli_flags.normalise(arguments, values)])
@@ -168,9 +174,18 @@ def _parse_flags(
 
 
 def _base_config(
-    method: str | None, file: pathlib.Path | None, discovery: registry.Discovery
+    method: str | None,
+    file: pathlib.Path | None,
+    preset: pathlib.Path | None,
+    discovery: registry.Discovery,
 ) -> RunnerConfig:
-    """The config that the flags change: a method's, or the one in a file."""
+    """The config that the flags change: a method's, a preset's, or that of a run."""
+    if preset is not None:
+        if file is not None:
+            raise ValueError("give --config or --preset, not both.")
+        if method is not None:
+            _known(method, discovery)
+        return read_preset(preset, discovery.configs, method=method)
     if file is not None:
         if not file.is_file():
             raise FileNotFoundError(f"--config: there is no file {file}.")
@@ -191,6 +206,15 @@ def _base_config(
             )
         return config
     assert method is not None
+    return _known(method, discovery)
+
+
+def _known(method: str, discovery: registry.Discovery) -> RunnerConfig:
+    """The config of a method.
+
+    Raises:
+        ValueError: There is none of this name; says which are near, or what broke.
+    """
     if method in discovery.configs:
         return discovery.configs[method]
     message = f"unknown method {method!r}{did_you_mean(method, discovery.configs)}"

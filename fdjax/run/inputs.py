@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from fdjax.axes import PyTree
 from fdjax.contract.conditioner import Conditions
+from fdjax.run.controls import Controls
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class RunnerInputs:
         conditions: What `embeddings_path` holds, in place of text and image, or None.
         controls: One input per chunk of the session for the pipeline's encoder, or
             None. The rollout ends where they end; `LazySequence` makes them one by one.
+        script: What the config's `controls` say, of which the run takes the prompts and
+            the length; from `Runner.read_controls`.
         label: What the contact sheet says of a frame besides its number, such as the
             keys that were held: `label(chunk, frame)`, both in the session's count.
         pictures: More pictures for the folder, uint8[H, W, 3], by what they show: the
@@ -37,6 +40,7 @@ class RunnerInputs:
     image: ArrayLike | None = None
     conditions: Conditions | None = None
     controls: Sequence[PyTree] | None = None
+    script: Controls | None = None
     label: Callable[[int, int], str] | None = None
     pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     above: Callable[[int], Sequence[ArrayLike]] | None = None

@@ -20,6 +20,9 @@ from fdjax.checkpoint import fetch, files
 # JPEG includes MPO. No EPS, which Pillow reads by running Ghostscript; no MPEG, which
 # is video.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""Major brands of ISO 23008-12; AVIF has its own, and is read."""
+
 _ORIENTATIONS = {
     2: (0, True),
     3: (2, False),
@@ -35,11 +38,12 @@ _log = logging.getLogger(__name__)
 
 
 def read_image(path: str | pathlib.Path) -> np.ndarray:
-    """An image file as uint8[H, W, 3].
+    """An image file as uint8[H, W, 3]: of an animated one, the first picture.
 
-    Transparent pixels are laid over white, with a warning in the log. The orientation
-    in EXIF data is applied. Pillow's limit on the number of pixels holds, 178,956,970:
-    a file of a few kilobytes can ask for all memory.
+    Of 16 bits a channel the upper 8 count. Transparent pixels are laid over white, with
+    a warning in the log. The orientation in EXIF data is applied. Pillow's limit on the
+    number of pixels holds, 178,956,970: a file of a few kilobytes can ask for all
+    memory.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -109,7 +113,7 @@ def _is_image(path: pathlib.Path) -> bool:
     """Whether the beginning of a file is that of an image; its name does not matter.
 
     Raises:
-        ValueError: It says that it has more pixels than are read.
+        ValueError: It says that it has more pixels than are read, or it is of HEIF.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -119,6 +123,7 @@ def _is_image(path: pathlib.Path) -> bool:
             with Image.open(path, formats=_FORMATS):
                 return True
     except UnidentifiedImageError:
+        _refuse_heif(path)
         return False
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
@@ -126,6 +131,21 @@ def _is_image(path: pathlib.Path) -> bool:
             f"image file {path} must have at most {limit:,} pixels, and says that it "
             "has more; make it smaller."
         ) from None
+
+
+def _refuse_heif(path: pathlib.Path) -> None:
+    """Says what to do with a telephone's picture, which Pillow does not read.
+
+    Raises:
+        ValueError: The file's first box, `ftyp` of ISO 14496-12, has a brand of HEIF.
+    """
+    with path.open("rb") as file:
+        start = file.read(12)
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIF:
+        raise ValueError(
+            f"image file {path} is HEIC, which is not read; save it as JPEG or PNG "
+            "(on a Mac: sips -s format jpeg FILE --out FILE.jpg)."
+        )
 
 
 def read_video(path: str | pathlib.Path, max_frames: int | None = None) -> np.ndarray:

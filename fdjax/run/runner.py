@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import math
 import os
 import pathlib
 import time
@@ -17,13 +16,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from fdjax import config as config_lib
 from fdjax.axes import Params, PyTree
 from fdjax.checkpoint import files
 from fdjax.checkpoint.store import param_shapes
-from fdjax.config import Component, InstantiateConfig, Seed
+from fdjax.config import InstantiateConfig, Seed
 from fdjax.contract.component import ParametricComponent, leaves
 from fdjax.contract.conditioner import Conditions
 from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
@@ -40,25 +38,22 @@ from fdjax.run import (
     stats,
     stream,
 )
+from fdjax.run.controls import FOREVER, End
 from fdjax.run.fields import check_fields
 from fdjax.run.inputs import RunnerInputs, RunnerResult
 from fdjax.run.outputs import Arrangement, OutputWriter
+from fdjax.run.prompts import encode_prompts
+from fdjax.run.reading import InputReader
 from fdjax.run.report import RunReport
 from fdjax.run.writer import NullWriter
 
-_SEEN_STRETCH = 0.05  # of proportions; rounding to a network's patches changes less
 _log = logging.getLogger(__name__)
 
 
-class Runner(Component):
+class Runner(InputReader):
     """Makes one video and its reports."""
 
     config: "RunnerConfig"
-
-    @functools.cached_property
-    def pipeline(self) -> StreamInferencePipeline:
-        """The pipeline that the config describes."""
-        return self.config.pipeline.setup()
 
     # What methods override
 
@@ -73,7 +68,7 @@ class Runner(Component):
         Raises:
             ValueError, FileNotFoundError: An input is wrong or missing.
         """
-        return RunnerInputs(text=self.read_text())
+        return RunnerInputs(text=self.read_text(), script=self.read_controls())
 
     def encode_conditions(self, params: Params, inputs: RunnerInputs) -> Conditions:
         """What the rollout is conditioned on.
@@ -91,59 +86,6 @@ class Runner(Component):
         return conditions_store.cached(conditioner).encode(
             params, text=inputs.text, image=inputs.image
         )
-
-    # Helpers for methods
-
-    def read_text(self) -> tuple[str, ...] | None:
-        """The prompt, from the text or the file that the config gives.
-
-        None where ready embeddings stand for it.
-
-        Raises:
-            ValueError: It is empty, or this pipeline takes no prompt.
-            FileNotFoundError: The prompt file is missing.
-        """
-        if self.config.embeddings_path is not None:
-            return None
-        conditioner = self.pipeline.conditioner
-        if conditioner is not None and conditioner.takes_text:
-            return (files.read_prompt(self.config.prompt),)
-        if str(self.config.prompt):
-            raise ValueError(
-                f"{self.config.runner_name} takes no prompt: its pipeline has no text "
-                f"encoder; got prompt {str(self.config.prompt)!r}."
-            )
-        return None
-
-    def read_image(
-        self,
-        path: str | pathlib.Path,
-        method: str = "bilinear",
-        size: tuple[int, int] | None = None,
-    ) -> np.ndarray:
-        """An image or a video's first frame at the size of the run, in [-1, 1].
-
-        Args:
-            path: A file or an http(s) URL.
-            method: See `fdjax.run.media.resize`.
-            size: Height and width; None: those of the config.
-
-        Returns:
-            float32[1, H, W, 3].
-        """
-        image = media.read_first_frame(path)
-        size = size or (self.config.pixel_height, self.config.pixel_width)
-        height, width = image.shape[:2]
-        if (height, width) != size:
-            stretch = (size[0] * width) / (size[1] * height)
-            changed = abs(math.log(stretch)) > _SEEN_STRETCH
-            _log.log(
-                logging.WARNING if changed else logging.INFO,
-                "%s is %d x %d, resized to %d x %d%s.",
-                *(path, height, width, *size),
-                ": its proportions change" if changed else "",
-            )
-        return media.from_uint8(media.resize(image, *size, method))[None]
 
     # The run
 
@@ -168,8 +110,8 @@ class Runner(Component):
         config = self.config
         inputs = self.prepare()
         if config.save_embeddings_path is not None:
-            conditioner = self.pipeline.conditioner
-            return embeddings.keep(config, conditioner, self._encode(inputs))
+            conditions = self._encode(self._encoder_weights(), inputs)
+            return embeddings.keep(config, self.pipeline.conditioner, conditions)
         session = None
         if config.resume is not None:
             session = stream.resume(config.resume, self.pipeline)
@@ -181,7 +123,8 @@ class Runner(Component):
                 if first
                 else "The controls must span at least one chunk, got none."
             )
-        params, session = self._begin(inputs, session)
+        self._tell_end(inputs, first + num_chunks)
+        params, session = self._begin(inputs, session, num_chunks)
         folder = pathlib.Path(os.path.expanduser(config.output_dir))
         with contextlib.ExitStack() as stack:
             name = config.output_name
@@ -205,6 +148,8 @@ class Runner(Component):
         self.pipeline.latent_size(config.pixel_height, config.pixel_width)
         ready = embeddings.prepare(config, self.pipeline.conditioner)
         inputs = dataclasses.replace(self.read_inputs(), conditions=ready)
+        if str(config.controls) and inputs.script is None:
+            raise ValueError(f"{config.runner_name} takes no controls.")
         if inputs.controls is not None and not len(inputs.controls):
             raise ValueError("The controls must span at least one chunk, got none.")
         if config.save_embeddings_path is None:
@@ -230,32 +175,64 @@ class Runner(Component):
             inputs: From `read_inputs`.
             first: The chunk at which it begins; the controls are of the whole session.
         """
-        if inputs.controls is None:
-            return self.config.total_blocks
-        return min(self.config.total_blocks, len(inputs.controls) - first)
+        chunks = [self.config.total_blocks]
+        if inputs.controls is not None:
+            chunks.append(len(inputs.controls) - first)
+        elif inputs.script is not None and inputs.script.length < FOREVER:
+            length, before = inputs.script.length, self.frames_before
+            later = before(2) - before(1)
+            chunks.append(1 + max(0, -((before(1) - length) // later)) - first)
+        return min(chunks)
+
+    def _tell_end(self, inputs: RunnerInputs, chunks: int) -> None:
+        """Says what comes when the controls end, if the session lives to see it."""
+        script = inputs.script
+        if script is None or script.num_frames > self.frames_before(chunks):
+            return
+        then = {
+            "stop": "and the run with the chunk; --controls_end hold and repeat go on",
+            "hold": "and the last of them is held on",
+            "repeat": "and begin again",
+        }
+        self._say(
+            "The controls end at frame %d, %s.", script.num_frames, then[script.end]
+        )
 
     def _begin(
-        self, inputs: RunnerInputs, session: stream.Session | None
+        self, inputs: RunnerInputs, session: stream.Session | None, num_chunks: int
     ) -> tuple[Params, stream.Session]:
         """The weights that stream, on the device, and the session's beginning."""
         streaming = list(needs.streaming(self.pipeline))
+        first = 0 if session is None else session.first
+        conditions, switches = encode_prompts(
+            functools.partial(self._encode, self._encoder_weights()),
+            inputs,
+            self.frames_before,
+            range(first, first + num_chunks),
+        )
+        # The text encoders, which are large, are freed before the rest is loaded.
         if session is not None:
-            own = "prompt, image and seed are its own"
-            _log.info("Resumed at chunk %d; %s.", session.first, own)
-            return self._weights(streaming), session
-        conditions = inputs.conditions or self._encode(inputs)
+            _log.info("Resumed at chunk %d; prompt, image and seed are its own.", first)
+            params = self._weights(streaming)
+            return params, dataclasses.replace(session, switches=switches)
+        assert conditions is not None
         # A size or a condition that does not fit shows in the shapes alone.
         self._needs(conditions).of(streaming).check()
         params = self._weights(streaming)
         cache = self._initialize_cache(params, conditions)
-        return params, stream.Session(self.pipeline, cache)
+        return params, stream.Session(self.pipeline, cache, switches=switches)
 
-    def _encode(self, inputs: RunnerInputs) -> Conditions:
-        """The conditions; the encoders' weights are held no longer than that."""
-        weights = conditions_store.WeightsOnDemand(
+    def _encoder_weights(self) -> conditions_store.WeightsOnDemand:
+        """Weights of the encoders of conditions, loaded when they are used."""
+        return conditions_store.WeightsOnDemand(
             self._weights, list(needs.one_shot(self.pipeline))
         )
-        conditions = self.encode_conditions(weights, inputs)
+
+    def _encode(self, params: Params, inputs: RunnerInputs) -> Conditions:
+        """The conditions that are ready, or `encode_conditions`, looked at."""
+        if inputs.conditions is not None:
+            return inputs.conditions
+        conditions = self.encode_conditions(params, inputs)
         if not self.config.allow_nonfinite:
             finite.check_conditions(conditions)
         return conditions
@@ -324,7 +301,9 @@ class Runner(Component):
                 "The session is not saved: the interrupt came in the midst of a chunk."
             )
             return
-        session.save(report.paths.session, {"config": self.config.runner_name})
+        chunks = int(jax.device_get(session.cache.autoregressive_index).max())
+        notes = {"config": self.config.runner_name, "chunks": chunks}
+        session.save(report.paths.session, notes)
         report.has_session = True
 
     def _initialize_cache(self, params: Params, conditions: Conditions) -> PyTree:
@@ -430,6 +409,14 @@ class RunnerConfig(InstantiateConfig[Runner]):
 
     total_blocks: int = 20
     """Chunks to make, at least 1."""
+
+    controls: str | pathlib.Path = ""
+    """Prompts that change: [{"frame": 48, "prompt": "at night"}], in a .json file or as
+    it stands. A prompt comes with the chunk that holds its frame."""
+
+    controls_end: End = "stop"
+    """When the controls end: "stop" the run with the chunk, "hold" the last of them, or
+    "repeat" them, until `total_blocks`."""
 
     fps: int = 16
     """Frames per second of the video file."""

@@ -12,6 +12,7 @@ from fdjax.axes import Params, PyTree
 from fdjax.engine.pipeline import StreamInferencePipeline
 from fdjax.run import signals, stats
 from fdjax.run.finite import FiniteWatch
+from fdjax.run.prompts import Switches
 from fdjax.run.report import RunReport
 from fdjax.run.writer import ChunkWriter
 from fdjax.session import store
@@ -25,11 +26,13 @@ class Session:
         pipeline: What runs.
         cache: Ready, unless an interrupt came in the midst of a chunk.
         first: Index of the run's first chunk in the session: above 0 in a resumed one.
+        switches: Prompts that change in the midst of it.
     """
 
     pipeline: StreamInferencePipeline
     cache: PyTree
     first: int = 0
+    switches: Switches = dataclasses.field(default_factory=Switches)
 
     def save(self, path: pathlib.Path, notes: dict[str, Any]) -> None:
         """Writes it; see `fdjax.session.store.save_cache`."""
@@ -96,7 +99,12 @@ def stream(
     measured = profiler if isinstance(profiler, stats.Profiler) else None
     for index in range(report.num_chunks):
         control = None if controls is None else controls[session.first + index]
+        conditions = session.switches.at(session.first + index)
         with signals.held() if keep_whole else contextlib.nullcontext():
+            if conditions is not None:
+                session.cache = pipeline.update_conditions(
+                    params, session.cache, conditions, donate=True
+                )
             if measured is not None:
                 measured.start()
             maker = pipeline if session.first + index else first_pipeline

@@ -1,5 +1,6 @@
 """The examples run, and say and write what they are meant to."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -9,6 +10,9 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
+import fdjax
+from fdjax.run import media
+from fdjax.run.preset import read_preset
 from tests.docs.snippets import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -37,6 +41,8 @@ def run(tmp_path):
 def test_there_is_no_example_without_a_test():
     tested = {"quickstart.py", "fork_and_undo.py", "gradients.py"}
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
+    folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
+    assert folders - {"__pycache__", "outputs"} == {"own_method", "maze_at_dusk"}
     # own_method: tests/plugin_test.py
     assert {path.name for path in EXAMPLES.glob("*.ipynb")} == {"walk.ipynb"}
 
@@ -67,6 +73,17 @@ def test_gradients_find_the_turn(run):
     assert slopes[3] > 0  # that was too far
     found = re.search(r"found ([+-][\d.]+), made with ([+-][\d.]+)", printed)
     assert abs(float(found[1]) - float(found[2])) < 0.1
+
+
+def test_the_preset_has_a_walk_into_the_dusk(tmp_path):
+    config = read_preset(EXAMPLES / "maze_at_dusk", fdjax.runner_configs())
+    config = dataclasses.replace(config, output_dir=tmp_path, progress=False)
+    video = media.read_video(config.setup().run().output)
+    assert len(video) == 33
+    # The sky loses its blue.
+    sky = video[:, :24, 64:96].mean((1, 2))
+    assert sky[:12, 2].min() - sky[:12, 0].max() > 20
+    assert sky[-1, 2] - sky[-1, 0] < 0.5 * (sky[0, 2] - sky[0, 0])
 
 
 @pytest.fixture

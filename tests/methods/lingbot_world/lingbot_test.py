@@ -14,6 +14,7 @@ from fdjax.checkpoint import param_shapes
 from fdjax.config import derive_config
 from fdjax.contract.conditioner import Conditions
 from fdjax.run import cli, media
+from fdjax.run.prompts import PromptPlan
 from fdjax_models.methods.lingbot_world import plot
 from fdjax_models.methods.lingbot_world.config import RUNNER_CONFIGS
 from fdjax_models.networks.camera.encoder import CameraInput
@@ -175,6 +176,26 @@ def test_the_lens_follows_the_size_of_the_video(tmp_path):
     np.testing.assert_allclose(camera.intrinsics[0, 0], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("fit", "size", "lens"),
+    [
+        ("stretch", (32, 48), (30.0, 40, 24, 16)),
+        ("crop", (32, 48), (40.0, 40, 24, 16)),
+        ("pad", (32, 48), (30.0, 30, 24, 16)),
+        ("keep", (16, 48), (30.0, 20, 24, 8)),
+    ],
+)
+def test_the_lens_follows_what_the_picture_fits(tmp_path, fit, size, lens):
+    """A picture and a lens of 40 x 80; of its shape, what is nearest in patches."""
+    given = files(tmp_path, turning(9), np.array([50.0, 50, 40, 20]))
+    Image.fromarray(np.zeros((40, 80, 3), np.uint8)).save(tmp_path / "wide.png")
+    image = {"image": str(tmp_path / "wide.png"), "fit": fit}
+    capture = {"capture_height": 40, "capture_width": 80}
+    inputs = tiny(tmp_path, **given, **image, **capture).setup().read_inputs()
+    assert inputs.image.shape == (1, *size, 3)
+    np.testing.assert_allclose(inputs.controls[0].intrinsics[0, 0], lens, rtol=1e-6)
+
+
 def test_opengl_and_world_scale(tmp_path):
     plain = tiny(tmp_path, **files(tmp_path, turning(9))).setup().read_inputs()
     flipped = turning(9) * np.array([1.0, -1, -1, 1])
@@ -185,6 +206,64 @@ def test_opengl_and_world_scale(tmp_path):
     )
     assert made.controls[0].world_scale == 3.0
     assert plain.controls[0].world_scale == pytest.approx(0.4472136, rel=1e-6)
+
+
+def steps(inputs, chunks):
+    """Where the camera goes from each pose to the next, as it sees it."""
+    poses = np.concatenate([inputs.controls[n].poses[0] for n in range(chunks)])
+    return np.linalg.inv(poses[:-1]) @ poses[1:]
+
+
+@pytest.mark.parametrize("path", ["controls", "camera", "poses", "array"])
+def test_what_comes_when_the_path_ends(tmp_path, path):
+    """Of 20 steps: keys are held on, a path rests; repeated, it goes on from there."""
+    given = {"controls": "w*12 d*8"}
+    if path == "camera":  # at 16 frames/s: 12 frames of walking, 8 of turning
+        given = {"camera": "forward 0.6, yaw 16"}
+    elif path != "controls":
+        given = files(tmp_path, turning(21))
+        given = {"controls": given["poses"]} if path == "array" else given
+    made = {}
+    for end in ("stop", "hold", "repeat"):
+        config = dataclasses.replace(tiny(tmp_path, **given), total_blocks=5)
+        runner = dataclasses.replace(config, controls_end=end).setup()
+        inputs = runner.read_inputs()
+        assert runner.num_chunks(inputs) == (2 if end == "stop" else 5)
+        made[end] = steps(inputs, 2 if end == "stop" else 5)
+    for end in ("hold", "repeat"):
+        np.testing.assert_allclose(made[end][:20], made["stop"], atol=1e-6)
+    last = made["stop"][-1] if path == "controls" else np.eye(4)
+    rest = np.broadcast_to(last, (36, 4, 4))
+    np.testing.assert_allclose(made["hold"][20:], rest, atol=1e-5)
+    np.testing.assert_allclose(made["repeat"][20:40], made["stop"], atol=1e-5)
+    np.testing.assert_allclose(made["repeat"][40:], made["stop"][:16], atol=1e-5)
+
+
+def test_prompts_change_beside_any_path(tmp_path):
+    """The video frames of chunk 0 are 0 to 8, those of chunk 1 are 9 to 20."""
+    events = json.dumps([{"frame": 9, "prompt": "night"}])
+    for path in (files(tmp_path, turning(21)), {"camera": "yaw 40"}):
+        plain = tiny(tmp_path, **path).setup().read_inputs()
+        runner = tiny(tmp_path, **path, controls=events).setup()
+        inputs = runner.read_inputs()
+        plan = PromptPlan(inputs.script, runner.frames_before)
+        assert [plan.at(chunk) for chunk in (0, 1, 2)] == [None, "night", None]
+        for given, expected in zip(inputs.controls, plain.controls, strict=True):
+            np.testing.assert_array_equal(given.poses, expected.poses)
+
+
+def test_prompts_alone_leave_the_camera_where_it_is(tmp_path):
+    events = json.dumps([{"frame": 9, "prompt": "night"}])
+    runner = tiny(tmp_path, controls=events).setup()
+    inputs = runner.read_inputs()
+    assert runner.num_chunks(inputs) == 2
+    np.testing.assert_array_equal(steps(inputs, 2), np.tile(np.eye(4), (20, 1, 1)))
+
+
+def test_a_path_that_is_too_long_is_named(tmp_path):
+    config = tiny(tmp_path, controls="w", controls_end="hold")
+    with pytest.raises(ValueError, match="at most 1000000 video frames, got 11999997"):
+        dataclasses.replace(config, total_blocks=10**6).setup().read_inputs()
 
 
 def skewed():
@@ -209,6 +288,11 @@ def skewed():
             lambda d: files(d, turning(9)) | {"camera": "yaw 3"},
             "one of poses and camera",
         ),
+        (
+            lambda d: files(d, turning(9)) | {"controls": "w*3"},
+            "one of poses and controls",
+        ),
+        (lambda d: {"camera": "yaw 3", "controls": "w*3"}, "camera and controls"),
         (lambda d: {"opengl": True}, "give poses with it"),
         (lambda d: {"camera": "fly 3"}, "'fly 3' must be one of"),
         (lambda d: {"controls": "z*3"}, "has unknown key.s. 'z'"),

@@ -1,5 +1,6 @@
 """What the runner reads, and what it refuses before it reads any weight."""
 
+import json
 import logging
 
 import jax
@@ -70,6 +71,17 @@ def test_an_image_of_another_size_is_resized_with_a_note(tmp_path, caplog):
     assert "resized to 96 x 160" in caplog.text
 
 
+def test_proportions_are_kept_where_that_is_asked_for(tmp_path):
+    path = tmp_path / "start.png"
+    Image.fromarray(np.full((96, 120, 3), 200, np.uint8)).save(path)
+    whole, cut, barred = (
+        read(tmp_path, image=str(path), fit=fit).image[0, 0, :, 0]
+        for fit in ("stretch", "crop", "pad")
+    )
+    assert whole.min() == cut.min() == barred.max() > 0.5
+    assert (barred == -1).sum() == 40
+
+
 def test_controls_from_a_file(tmp_path):
     path = tmp_path / "keys.txt"
     path.write_text("w*4 a*4\n")
@@ -79,11 +91,57 @@ def test_controls_from_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("end", "after"), [("hold", [[0, 1]] * 4), ("repeat", [[1, 0]] * 2 + [[0, 1]] * 2)]
+)
+def test_what_comes_when_the_controls_end(tmp_path, end, after):
+    config = derive_config(
+        CONFIG, output_dir=str(tmp_path), controls="w*2 a*2", total_blocks=9
+    )
+    assert config.setup().num_chunks(config.setup().prepare()) == 2
+    runner = derive_config(config, controls_end=end).setup()
+    inputs = runner.prepare()
+    assert runner.num_chunks(inputs) == 9
+    np.testing.assert_array_equal(inputs.controls[2][0], after)
+    assert inputs.label(8, 3) == "a"
+
+
+def test_events_and_arrays_are_controls_too(tmp_path):
+    given = [{"frame": 0, "keys": "wa"}, {"frame": 4, "keys": ""}]
+    events = json.dumps([*given, {"frame": 8, "end": True}])
+    np.save(tmp_path / "keys.npy", np.float32([[1, 1]] * 4 + [[0, -0.5]] * 4))
+    keys = read(tmp_path, controls=events)
+    array = read(tmp_path, controls=str(tmp_path / "keys.npy"))
+    assert len(keys.controls) == len(array.controls) == 3
+    for inputs, last in ((keys, [0, 0]), (array, [0, -0.5])):
+        np.testing.assert_array_equal(inputs.controls[1][0], [[1, 1]] * 4)
+        np.testing.assert_array_equal(inputs.controls[2][0], [last] * 4)
+    assert (array.label(1, 0), array.label(2, 0)) == ("wa", "d")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 3)),
+        np.zeros(4),
+        np.full((4, 2), np.nan),
+        np.full((4, 2), 1.5),
+        np.array([["w", "a"]]),
+    ],
+)
+def test_arrays_that_are_no_keys(tmp_path, array):
+    np.save(tmp_path / "keys.npy", array)
+    with pytest.raises(ValueError, match=r"\(forward, turn left\) in \[-1, 1\]"):
+        read(tmp_path, controls=str(tmp_path / "keys.npy"))
+
+
+@pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"controls": "w*4 q*2"}, ValueError, "'q'"),
         ({"controls": "missing.txt"}, FileNotFoundError, "missing.txt"),
         ({"image": "missing.png"}, FileNotFoundError, "missing.png"),
+        ({"fit": "keep"}, ValueError, "stretch, crop or pad"),
+        ({"fit": "croq"}, TypeError, "fit must be one of 'stretch', 'crop'"),
         ({"prompt": ""}, ValueError, "prompt"),
         ({"pixel_height": 104}, ValueError, "96 and 160"),
         ({"maze_seed": 2**32}, TypeError, "maze_seed must be an integer from 0 to"),

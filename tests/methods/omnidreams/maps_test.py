@@ -81,15 +81,18 @@ def test_a_damaged_video(video, tmp_path):
         maps.recorded([tmp_path / "none.mp4"], **COMMON)
 
 
-def test_first_frames_have_the_proportions_of_the_run(tmp_path):
+def test_first_frames_are_fitted(tmp_path, caplog):
     path = tmp_path / "frame.png"
     media.write_png(path, np.full((64, 96, 3), 255, np.uint8))
-    found = maps.first_frames([path, path], SIZE, resample=False)
+    found = maps.first_frames([path, path], SIZE, "stretch")
     assert found.shape == (1, 2, *SIZE, 3)
     assert (found == 1).all()
-    with pytest.raises(ValueError, match=r"frame\.png must have the proportions of 32"):
-        maps.first_frames([path], (32, 32), resample=False)
-    assert maps.first_frames([path], (32, 32), resample=True).shape[2:4] == (32, 32)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    found = maps.first_frames([path], (32, 32), "pad")
+    assert found.shape[2:4] == (32, 32)
+    assert (found[0, 0, 0] == -1).all()  # a bar
+    maps.first_frames([path], (32, 32), "stretch")
+    assert "its proportions change by 50%" in caplog.text
 
 
 def test_drawn_chunks_are_those_of_one_drive():

@@ -9,6 +9,7 @@ import pytest
 
 from fdjax.contract.conditioner import Conditions
 from fdjax.run import media
+from fdjax.run.controls import read_controls
 from fdjax_models.methods.omnidreams.road import (
     colours,
     driver,
@@ -147,12 +148,12 @@ def test_frames_are_a_function_of_seed_and_state():
 
 
 def test_a_prompt_of_keys_becomes_controls():
-    keys = driver.read_keys("w*2 wa*2 ad .*1")
+    keys = read_controls("w*2 wa*2 ad .*1", driver.ACTIONS)
     expected = [(0, 1)] * 2 + [(1, 1)] * 2 + [(0, 0)] * 3
-    np.testing.assert_array_equal(keys.controls(0, 7), expected)
-    np.testing.assert_array_equal(keys.controls(3, 1), [(1, 1)])
+    np.testing.assert_array_equal(driver.held_controls(keys, 0, 7), expected)
+    np.testing.assert_array_equal(driver.held_controls(keys, 3, 1), [(1, 1)])
     with pytest.raises(ValueError, match=r"unknown key.*'x'.*steer left"):
-        driver.read_keys("wx*3")
+        read_controls("wx*3", driver.ACTIONS)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from PIL import Image
 
 from fdjax.config import derive_config, from_json, to_json
 from fdjax.run import media, plugins
-from fdjax_models.methods.wan21.base_runner import size_of_area
 from fdjax_models.methods.wan21.config import RUNNER_CONFIGS
 from fdjax_models.methods.wan21.published import NEGATIVE_PROMPT
 from tests.networks.wan_dit.tiny_methods import HEIGHT, WIDTH, shrink
@@ -94,36 +93,12 @@ def test_image_to_video(tmp_path, picture, caplog):
 
 
 def test_squeezing_a_picture_is_asked_for_and_said(tmp_path, picture, caplog):
-    config = _small(I2V, tmp_path, prompt="x", image=picture, keep_aspect=False)
+    config = _small(I2V, tmp_path, prompt="x", image=picture, fit="stretch")
     with caplog.at_level("INFO"):
         inputs = config.setup().prepare()
     assert inputs.image.shape == (1, HEIGHT, WIDTH, 3)
     said = f"is 50 x 40, resized to {HEIGHT} x {WIDTH}: its proportions change"
     assert said in caplog.text
-
-
-@pytest.mark.parametrize(
-    "picture", [(1080, 1920), (1920, 1080), (3000, 4000), (768, 1024), (1000, 1000)]
-)
-def test_a_picture_gives_the_size(picture):
-    """By the rule of Wan-Video/Wan2.1, wan/image2video.py, max_area 480 * 832."""
-    area, aspect = 480 * 832, picture[0] / picture[1]
-    theirs = (
-        round(np.sqrt(area * aspect) // 8 // 2 * 2) * 8,
-        round(np.sqrt(area / aspect) // 8 // 2 * 2) * 8,
-    )
-    found = size_of_area(area, aspect, (16, 16))
-    assert found == theirs
-    assert abs(found[0] / found[1] / aspect - 1) < 0.05
-
-
-def test_a_picture_of_the_runs_size_keeps_it():
-    sizes = [(h, w) for h in range(16, 1300, 16) for w in range(16, 1300, 16)]
-    assert all(size_of_area(h * w, h / w, (16, 16)) == (h, w) for h, w in sizes)
-
-
-def test_a_strip_has_at_least_one_patch():
-    assert size_of_area(480 * 832, 1e-6, (16, 16))[0] == 16
 
 
 @pytest.mark.parametrize(

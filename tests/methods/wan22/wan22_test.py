@@ -98,7 +98,7 @@ def test_a_picture_is_squeezed_unless_its_proportions_are_asked_for(tmp_path):
     image = _picture(tmp_path / "tall.png", 0, (90, 50))
     config = _small(tmp_path, image=image)
     assert config.setup().prepare().image.shape == (1, HEIGHT, WIDTH, 3)
-    tall = dataclasses.replace(config, keep_aspect=True, pixel_height=64)
+    tall = dataclasses.replace(config, fit="keep", pixel_height=64)
     assert tall.setup().prepare().image.shape == (1, 64, 32, 3)
 
 

@@ -7,9 +7,9 @@ from fdjax.config import derive_config
 from fdjax.contract.scheduler import SchedulerConfig
 from fdjax.engine.pipeline import StreamInferencePipeline
 from fdjax_models.methods.wan21.base_runner import (
-    WanImageRunnerConfig,
     WanRunner,
     WanRunnerConfig,
+    WanStartRunnerConfig,
 )
 
 
@@ -67,11 +67,8 @@ class CausalForcingRunnerConfig(WanRunnerConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CausalForcingImageRunnerConfig(WanImageRunnerConfig):
+class CausalForcingImageRunnerConfig(WanStartRunnerConfig):
     """Config of an image-to-video run."""
-
-    keep_aspect: bool = False
-    """Whether the video has the proportions of the image; the reference squeezes it."""
 
     total_blocks: int = 21
     """Chunks to make, of 4 video frames; the first is the image alone."""

@@ -5,12 +5,14 @@ integrations/lingbot/lingbot/webrtc): the camera walks on the level, whatever it
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from fdjax.run.keys import read_runs
+from fdjax.run import controls
+from fdjax.run.controls import FOREVER, Controls, End, Source
 
 SPEED = 0.8
 """Of walking, units per second."""
@@ -115,19 +117,33 @@ def read_camera(text: str, fps: float) -> tuple[Segment, ...]:
     return tuple(segments)
 
 
-def read_controls(text: str, fps: float) -> tuple[Segment, ...]:
+def read_controls(source: Source, fps: float, end: End = "stop") -> tuple[Segment, ...]:
     """Keys and for how many video frames, such as "w*24 wa*12 .*8".
 
     Args:
-        text: See `fdjax.run.keys.read_runs`.
+        source: See `fdjax.run.controls`.
         fps: Frames per second.
+        end: What comes when they end; see `segments_of`.
 
     Raises:
         ValueError: An unknown key, a malformed count, or no frame at all.
     """
+    return segments_of(controls.read_controls(source, KEYS, end=end), fps)
+
+
+def segments_of(script: Controls, fps: float) -> tuple[Segment, ...]:
+    """The path of keys that are held; where they are held on, its last part is endless.
+
+    Args:
+        script: What is held. To "repeat" it is up to `walk`.
+        fps: Frames per second.
+    """
+    frames = np.diff(script.ends, prepend=0).tolist()
+    if script.end == "hold":
+        frames[-1] = FOREVER
     return tuple(
-        Segment(frames, _step_of(held, fps), held)
-        for held, frames in read_runs(text, KEYS)
+        Segment(count, _step_of(held, fps), held)
+        for held, count in zip(script.held, frames, strict=True)
     )
 
 
@@ -136,9 +152,11 @@ def num_frames(segments: Sequence[Segment]) -> int:
     return 1 + sum(segment.frames for segment in segments)
 
 
-def keys_at(segments: Sequence[Segment], frame: int) -> str:
+def keys_at(segments: Sequence[Segment], frame: int, repeat: bool = False) -> str:
     """What is held on the way to a video frame."""
-    last = 0
+    last, period = 0, num_frames(segments) - 1
+    if repeat and frame > 0 and period:
+        frame = 1 + (frame - 1) % period
     for segment in segments:
         last += segment.frames
         if 0 < frame <= last:
@@ -146,7 +164,7 @@ def keys_at(segments: Sequence[Segment], frame: int) -> str:
     return ""
 
 
-def walk(segments: Sequence[Segment], frames: int) -> np.ndarray:
+def walk(segments: Sequence[Segment], frames: int, repeat: bool = False) -> np.ndarray:
     """Where the camera is in each video frame; it rests when the path ends.
 
     It starts at the origin and looks along +z. In each frame it turns first, then
@@ -155,13 +173,14 @@ def walk(segments: Sequence[Segment], frames: int) -> np.ndarray:
     Args:
         segments: The path.
         frames: How many poses to make.
+        repeat: When the path ends, walk it again from there.
 
     Returns:
         Camera-to-world; x right, y down, z forward.  float64[frames, 4, 4].
     """
     poses = np.tile(np.eye(4), (frames, 1, 1))
     position, yaw, pitch = np.zeros(3), 0.0, 0.0
-    steps = _steps(segments)
+    steps = _steps(segments, repeat)
     for frame in range(1, frames):
         forward, right, up, turn, look = next(steps)
         yaw += np.deg2rad(turn)
@@ -176,8 +195,8 @@ def walk(segments: Sequence[Segment], frames: int) -> np.ndarray:
     return poses
 
 
-def _steps(segments: Sequence[Segment]) -> Iterator[tuple[float, ...]]:
-    for segment in segments:
+def _steps(segments: Sequence[Segment], repeat: bool) -> Iterator[tuple[float, ...]]:
+    for segment in itertools.cycle(segments) if repeat else segments:
         for _ in range(segment.frames):
             yield segment.step
     while True:

@@ -5,10 +5,8 @@ import pathlib
 import re
 from typing import Any
 
-import numpy as np
-
+from fdjax.run.controls import Controls, End
 from fdjax.run.inputs import LazySequence, RunnerInputs
-from fdjax.run.keys import controls_text
 from fdjax_models.methods.lingbot_world import paths, plot, trajectory
 from fdjax_models.methods.wan21 import tiny
 from fdjax_models.methods.wan21.base_runner import WanRunner, WanStartRunnerConfig
@@ -23,6 +21,7 @@ class LingBotRunner(WanRunner):
     """Starts from an image and walks along a recorded or written path."""
 
     config: "LingBotRunnerConfig"
+    resampling = "bicubic"  # as the model was fed
 
     def read_inputs(self) -> RunnerInputs:
         """The prompt, the first frame, and the camera of every chunk.
@@ -33,26 +32,44 @@ class LingBotRunner(WanRunner):
         """
         self._check_size()
         text = self.read_text()
-        segments = self._segments()
-        camera = self._trajectory(segments)
-        len_t = self._len_t
+        script = self.read_controls(paths.KEYS, takes_array=True)
+        assert script is not None  # as there are keys
+        segments = self._segments(script)
+        image, size = None, (self.config.pixel_height, self.config.pixel_width)
+        if not self.has_embeddings:
+            image = self._read_start()
+            assert image is not None  # as there is an encoder
+            size = image.shape[1:3]
+        elif self.config.fit == "keep":
+            raise ValueError(
+                "fit keep takes the size of the video from the image, which "
+                "embeddings_path does not read; set pixel_height and pixel_width to "
+                "that size, and fit to stretch."
+            )
+        camera = self._trajectory(segments, script, size)
+        len_t, has_path = (
+            self._len_t,
+            bool(str(self.config.poses) or self.config.camera),
+        )
         needed = camera.num_chunks(len_t)
         if segments is None and needed < self.config.total_blocks:
             self._say(
-                "The poses cover %d chunks, %d video frames.",
+                "The poses cover %d chunks, %d video frames; --controls_end hold and "
+                "--controls_end repeat go on.",
                 needed,
                 frames_of(needed * len_t),
             )
 
         def label(chunk: int, frame: int) -> str:
-            before = frames_of(chunk * len_t) if chunk else 0
-            return paths.keys_at(segments or (), before + frame)
+            number = self.frames_before(chunk) + frame
+            return paths.keys_at(segments or (), number, script.end == "repeat")
 
-        ready = self.config.embeddings_path is not None  # and hold the first frame
         return RunnerInputs(
             text=text,
-            image=None if ready else self._read_start(),
+            image=image,
             controls=LazySequence(needed, lambda index: camera.chunk(index, len_t)),
+            # The keys of the default are not what steers beside another path.
+            script=Controls() if has_path and script.steers else script,
             label=label,
             pictures={"camera": plot.draw(camera.poses, self.config.fps)},
         )
@@ -62,64 +79,96 @@ class LingBotRunner(WanRunner):
         transformer: Any = self.config.pipeline.diffusion_model.transformer
         return int(transformer.len_t)
 
-    def _read_start(self) -> np.ndarray:
-        """The image, resized as the model was fed: bicubic, proportions not kept."""
-        path = self.config.image
-        if not str(path) and self.config.random_weights:
-            path = tiny.STAND_IN
-        if not str(path):
-            raise ValueError(
-                f"{self.config.runner_name} starts from an image: set image to a file "
-                "or a URL."
-            )
-        return self.read_image(path, "bicubic")
+    def _stand_in(self) -> str:
+        """A ramp for random weights, which show nothing of a picture."""
+        return tiny.STAND_IN if self.config.random_weights else ""
 
-    def _segments(self) -> tuple[paths.Segment, ...] | None:
-        """The written path; None where a recorded one is given."""
+    def _segments(self, script: Controls) -> tuple[paths.Segment, ...] | None:
+        """The written path; None where a recorded one is given.
+
+        The keys of `controls` are the path where no other is given; its prompts hold
+        beside any.
+        """
         config = self.config
-        given = {"poses": config.poses, "camera": config.camera}
-        named = [name for name, value in given.items() if str(value)]
+        given = {
+            "poses": bool(str(config.poses)),
+            "camera": bool(config.camera),
+            "controls": script.array is not None
+            or (script.steers and config.controls != _default_controls(config)),
+        }
+        named = [name for name, is_given in given.items() if is_given]
         if len(named) > 1:
             raise ValueError(f"Give one of {' and '.join(named)}: each is a path.")
-        if named == ["poses"]:
+        if "poses" in named or script.array is not None:
             return None
-        if named == ["camera"]:
+        if "camera" in named:
             return paths.read_camera(config.camera, config.fps)
-        return paths.read_controls(controls_text(config.controls), config.fps)
+        return paths.segments_of(script, config.fps)
 
     def _trajectory(
-        self, segments: tuple[paths.Segment, ...] | None
+        self,
+        segments: tuple[paths.Segment, ...] | None,
+        script: Controls,
+        size: tuple[int, int],
     ) -> trajectory.Trajectory:
         config = self.config
-        size = config.pixel_height, config.pixel_width
         captured = config.capture_height, config.capture_width
-        scale = config.world_scale
+        scale, repeat = config.world_scale, script.end == "repeat"
+        frames = self.frames_before(self.first_chunk + config.total_blocks)
         if segments is None:
-            return trajectory.recorded(
-                config.poses,
+            found = trajectory.recorded(
+                config.poses if script.array is None else script.array,
                 config.intrinsics,
                 len_t=self._len_t,
                 size=size,
                 captured=captured,
+                fit=config.fit,
                 opengl=config.opengl,
                 world_scale=scale,
             )
+            if script.end == "stop":
+                return found
+            return found.extended(_check_length(frames), repeat)
         if config.opengl:
             raise ValueError("opengl says how poses are meant; give poses with it.")
-        # The chunk in which the path ends is walked whole; then the camera rests.
-        latents = -(-(paths.num_frames(segments) - 1) // 4) + 1
-        chunks = min(-(-latents // self._len_t), config.total_blocks)
-        poses = paths.walk(segments, frames_of(chunks * self._len_t))
+        if script.end == "stop":
+            # The chunk in which the path ends is walked whole; then the camera rests.
+            latents = -(-(paths.num_frames(segments) - 1) // 4) + 1
+            frames = min(frames, self.frames_before(-(-latents // self._len_t)))
         return trajectory.written(
-            poses, config.intrinsics, size=size, captured=captured, world_scale=scale
+            paths.walk(segments, _check_length(frames), repeat),
+            config.intrinsics,
+            size=size,
+            captured=captured,
+            fit=config.fit,
+            world_scale=scale,
         )
+
+
+_MOST_FRAMES = 10**6  # 17 hours; their poses take 128 MB
+
+
+def _check_length(frames: int) -> int:
+    if frames > _MOST_FRAMES:
+        raise ValueError(
+            f"a path must be of at most {_MOST_FRAMES} video frames, got {frames}; "
+            "make total_blocks smaller."
+        )
+    return frames
+
+
+def _default_controls(config: Any) -> Any:
+    """What `controls` are where nobody says so."""
+    fields = {field.name: field.default for field in dataclasses.fields(config)}
+    return fields["controls"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LingBotRunnerConfig(WanStartRunnerConfig):
     """Config of `LingBotRunner`.
 
-    The path is `poses`, or `camera`, or `controls`, in this order.
+    The path is `poses`, or `camera`, or the keys of `controls`; the prompts of
+    `controls` hold beside any.
     """
 
     _target: type = LingBotRunner
@@ -144,8 +193,9 @@ class LingBotRunnerConfig(WanStartRunnerConfig):
 
     controls: str | pathlib.Path = "w*40 d*24 w*40"
     """Keys and for how many video frames: w, s walk, q, e sidestep, a, d turn, i, k
-    look up and down, . nothing; at the speeds of `camera`. Or a .txt file that says
-    so."""
+    look up and down, . nothing; at the speeds of `camera`. Or events, [{"frame": 0,
+    "keys": "w"}, {"frame": 48, "prompt": "night"}], in a .json file or as they stand;
+    or a .npy of poses."""
 
     opengl: bool = False
     """The camera of `poses` looks along -z with y up (OpenGL, Blender, NeRF)."""
@@ -159,6 +209,10 @@ class LingBotRunnerConfig(WanStartRunnerConfig):
     world_scale: float | None = None
     """Length, in the poses' unit, that the network calls 1; None: the longest step
     between latent frames of `poses`, 1 for a written path."""
+
+    controls_end: End = "stop"
+    """When the path ends: "stop" with the chunk; "hold" the last keys, or stay where a
+    recorded or written path ends; or "repeat" its motion from there."""
 
     total_blocks: int = 20
     """At most this many chunks; the run ends with the path."""

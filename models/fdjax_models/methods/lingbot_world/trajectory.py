@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 
 from fdjax.checkpoint import fetch
+from fdjax.run.start_image import Fit, whole_size
 from fdjax_models.networks.camera import poses as camera_poses
 from fdjax_models.networks.camera.encoder import CameraInput, camera_input
 
@@ -44,26 +45,54 @@ class Trajectory:
             self.poses[frames], self.intrinsics[frames], self.world_scale
         )
 
+    def extended(self, frames: int, repeat: bool) -> "Trajectory":
+        """As many frames, and no fewer than there are.
+
+        Args:
+            frames: Of the video.
+            repeat: Move on as from the beginning, from where the path ends; if not,
+                the camera stays there.
+        """
+        missing = max(0, frames - len(self.poses))
+        moves = np.tile(np.eye(4), (missing, 1, 1))
+        if repeat and len(self.poses) > 1:
+            laps, frame = np.divmod(np.arange(missing), len(self.poses) - 1)
+            # From the first pose, where every lap begins: [T, 4, 4] -> [missing, 4, 4]
+            path = np.linalg.inv(self.poses[0]) @ self.poses
+            moves = path[1 + frame]
+            for lap in range(1, 1 + int(laps.max(initial=0))):
+                moves[laps == lap] = (
+                    np.linalg.matrix_power(path[-1], lap) @ moves[laps == lap]
+                )
+        last = np.repeat(self.intrinsics[-1:], missing, axis=0)
+        return dataclasses.replace(
+            self,
+            poses=np.concatenate([self.poses, self.poses[-1] @ moves]),
+            intrinsics=np.concatenate([self.intrinsics, last]),
+        )
+
 
 def recorded(
-    poses: str | pathlib.Path,
+    poses: str | pathlib.Path | np.ndarray,
     intrinsics: str | pathlib.Path,
     *,
     len_t: int,
     size: tuple[int, int],
     captured: tuple[int, int] = CAPTURED,
+    fit: Fit = "stretch",
     opengl: bool = False,
     world_scale: float | None = None,
 ) -> Trajectory:
     """A trajectory from `.npy` files, prepared as LingBot-World's examples are.
 
     Args:
-        poses: File of camera-to-world poses, one per video frame.  [T, 4, 4].
+        poses: Camera-to-world poses, one per video frame, or their file.  [T, 4, 4].
         intrinsics: File of (fx, fy, cx, cy) in pixels, [T, 4] or [T, 3, 3]; "" for
             `LENS`.
         len_t: Latent frames of a chunk.
         size: Height and width of the video.
         captured: Height and width that the intrinsics are for.
+        fit: How the picture was brought to the size of the video.
         opengl: The camera of the poses looks along -z with y up.
         world_scale: Length that the network calls 1; None: the longest step.
 
@@ -71,10 +100,11 @@ def recorded(
         ValueError: A file is no array, or not what it must be.
         FileNotFoundError: A file is missing.
     """
-    given = camera_poses.check_poses(_load(poses), str(poses))
+    name = "poses" if isinstance(poses, np.ndarray) else str(poses)
+    given = camera_poses.check_poses(_load(poses), name)
     if opengl:
         given = camera_poses.from_opengl(given)
-    lens = _lens(intrinsics, len(given), size, captured)
+    lens = _lens(intrinsics, len(given), size, captured, fit)
     fitted = camera_poses.fit_to_chunks(given, len_t)
     scale = camera_poses.world_scale(fitted) if world_scale is None else world_scale
     return Trajectory(fitted, lens[: len(fitted)], scale)
@@ -86,10 +116,11 @@ def written(
     *,
     size: tuple[int, int],
     captured: tuple[int, int] = CAPTURED,
+    fit: Fit = "stretch",
     world_scale: float | None = None,
 ) -> Trajectory:
     """A trajectory from poses that were made here; arguments as in `recorded`."""
-    lens = _lens(intrinsics, len(poses), size, captured)
+    lens = _lens(intrinsics, len(poses), size, captured, fit)
     return Trajectory(poses, lens, 1.0 if world_scale is None else world_scale)
 
 
@@ -98,12 +129,15 @@ def _lens(
     num_poses: int,
     size: tuple[int, int],
     captured: tuple[int, int],
+    fit: Fit,
 ) -> np.ndarray:
     """Intrinsics of each pose, for the video's size.  float64[T, 4]."""
     given = _load(path) if str(path) else np.array(LENS)
     name = str(path) or "intrinsics"
     lens = camera_poses.check_intrinsics(given, num_poses, name)
     height, width = captured if str(path) else CAPTURED
+    if not str(path) and fit != "stretch":
+        fit = "crop"  # no picture's own lens, but one of square pixels
     centre = lens[:, 2:]
     if (centre <= 0).any() or (centre >= [width, height]).any():
         raise ValueError(
@@ -111,10 +145,13 @@ def _lens(
             f"near, got the centre {lens[0, 2:].tolist()}; set capture_height and "
             "capture_width to the size of the recording."
         )
-    return camera_poses.transform_intrinsics(lens, (height, width), size)
+    whole = whole_size((height, width), size, fit)
+    return camera_poses.transform_intrinsics(lens, (height, width), whole, size)
 
 
-def _load(path: str | pathlib.Path) -> np.ndarray:
+def _load(path: str | pathlib.Path | np.ndarray) -> np.ndarray:
+    if isinstance(path, np.ndarray):
+        return path
     local = fetch.fetch(str(path)) if "://" in str(path) else pathlib.Path(path)
     local = pathlib.Path(local).expanduser()
     if not local.is_file():

@@ -1,12 +1,10 @@
 """Keyboard controls of maze-world: what is typed, and what the network is given."""
 
-import bisect
 import dataclasses
-import itertools
 
 import numpy as np
 
-from fdjax.run.keys import read_runs
+from fdjax.run.controls import Controls, End, Source, check_rows, read_controls
 
 KEYS: dict[str, tuple[int, int]] = {
     "w": (1, 0),
@@ -32,49 +30,52 @@ _MOST_FRAMES = 12 * 86400  # in an array: a day
 
 @dataclasses.dataclass(frozen=True)
 class HeldKeys:
-    """Which keys are held in each frame, as runs of equal frames.
-
-    However long a rest or a walk is, it is one run.
+    """What is held in each frame.
 
     Attributes:
-        runs: (forward, turn left), each in {-1, 0, 1}, of each run.
-        ends: The frame behind each run, ascending.
+        script: Keys by frame, or an array [frames, 2] of (forward, turn left).
     """
 
-    runs: tuple[tuple[int, int], ...]
-    ends: tuple[int, ...]
+    script: Controls
 
     @property
     def num_frames(self) -> int:
-        """Frames in all."""
-        return self.ends[-1]
+        """Frames that were given."""
+        return self.script.num_frames
 
-    def at(self, frame: int) -> tuple[int, int]:
-        """What is held in a frame; nothing before the first and behind the last."""
-        if not 0 <= frame < self.num_frames:
-            return 0, 0
-        return self.runs[bisect.bisect_right(self.ends, frame)]
+    def at(self, frame: int) -> tuple[float, float]:
+        """(forward, turn left) in a frame; nothing before the first."""
+        if self.script.array is None:
+            # Opposite keys cancel.
+            held = [KEYS[key] for key in self.script.keys_at(frame)]
+            return sum(key[0] for key in held), sum(key[1] for key in held)
+        clock = self.script.clock(frame)
+        forward, left = (0, 0) if clock is None else self.script.array[clock]
+        return float(forward), float(left)
 
 
-def read_keys(text: str) -> HeldKeys:
-    """Returns the keys per frame that a control string stands for.
+def read_keys(source: Source, end: End = "stop") -> HeldKeys:
+    """Returns what is held in each frame.
 
     Args:
-        text: For example "w*24 a*8 w*24"; see `fdjax.run.keys.read_runs`.
-
-    Returns:
-        The keys of at least one frame.
+        source: For example "w*24 a*8 w*24"; see `fdjax.run.controls`. An array is
+            (forward, turn left) in [-1, 1], [frames, 2].
+        end: What comes when they end.
 
     Raises:
         ValueError: An unknown key, a malformed count, or no frames at all.
     """
-    runs = read_runs(text, ACTIONS)
-    # Opposite keys cancel.
-    motions = tuple(
-        (sum(KEYS[key][0] for key in held), sum(KEYS[key][1] for key in held))
-        for held, _ in runs
-    )
-    return HeldKeys(motions, tuple(itertools.accumulate(count for _, count in runs)))
+    return held_keys(read_controls(source, ACTIONS, end=end, takes_array=True))
+
+
+def held_keys(script: Controls) -> HeldKeys:
+    """Returns what a script has held, its array checked.
+
+    Raises:
+        ValueError: The array has another shape, or leaves [-1, 1].
+    """
+    check_rows(script, "forward", "turn left")
+    return HeldKeys(script)
 
 
 def parse_controls(text: str) -> np.ndarray:
@@ -95,9 +96,7 @@ def parse_controls(text: str) -> np.ndarray:
             f"controls of {keys.num_frames} frames make too large an array, the most "
             f"are {_MOST_FRAMES}; read_keys holds any number."
         )
-    # Frames of each run; [runs, 2] -> [frames, 2]
-    counts = np.diff(keys.ends, prepend=0)
-    return np.repeat(np.array(keys.runs, np.int8), counts, axis=0)
+    return np.array([keys.at(frame) for frame in range(keys.num_frames)], np.int8)
 
 
 def controls_per_chunk(controls: np.ndarray, num_chunks: int) -> np.ndarray:
@@ -138,11 +137,11 @@ def chunk_controls(keys: HeldKeys, chunk: int) -> np.ndarray:
 
 def num_chunks_for(keys: HeldKeys | np.ndarray) -> int:
     """Returns how many chunks show all of `keys`, the start image included."""
-    frames = keys.num_frames if isinstance(keys, HeldKeys) else len(keys)
+    frames = keys.script.length if isinstance(keys, HeldKeys) else len(keys)
     return 1 + -(-frames // FRAMES_PER_CHUNK)
 
 
-def names_of(held: tuple[int, int]) -> str:
+def names_of(held: tuple[float, float]) -> str:
     """Returns the keys that stand for (forward, turn left): "wa"; "" if none does."""
-    forward, left = held
+    forward, left = np.sign(held)
     return {1: "w", 0: "", -1: "s"}[forward] + {1: "a", 0: "", -1: "d"}[left]

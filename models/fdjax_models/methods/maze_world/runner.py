@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fdjax.config import Seed, derive_config
+from fdjax.run.controls import FOREVER
 from fdjax.run.inputs import LazySequence, RunnerInputs
-from fdjax.run.keys import controls_text
 from fdjax.run.runner import Runner, RunnerConfig
+from fdjax.run.start_image import Fit, StartImage
 from fdjax_models.methods.maze_world import controls, rendering, simulator, text
 
 _log = logging.getLogger(__name__)
@@ -44,15 +45,17 @@ class MazeRunner(Runner):
             )
         prompt = self.read_text()
         image = None
-        ready = config.embeddings_path is not None  # and hold the start
+        ready = self.has_embeddings  # and hold the start
         if str(config.image) and not ready:
-            image = self.read_image(config.image)
+            image = self.read_image(config.image, fit=config.fit)
         elif config.maze_seed is not None and config.resume is None and not ready:
             tokens = text.tokenize_prompt(prompt[0] if prompt else "")
             image = start_image(config.maze_seed, tokens)
-        keys = controls.read_keys(controls_text(config.controls))
+        script = self.read_controls(controls.ACTIONS, takes_array=True)
+        assert script is not None  # as there are keys
+        keys = controls.held_keys(script)
         num_chunks = controls.num_chunks_for(keys)
-        if num_chunks > config.total_blocks:
+        if config.total_blocks < num_chunks < FOREVER // 8:
             _log.info(
                 "controls last %d chunks, total_blocks stops after %d.",
                 num_chunks,
@@ -71,6 +74,7 @@ class MazeRunner(Runner):
             controls=LazySequence(
                 num_chunks, lambda chunk: controls.chunk_controls(keys, chunk)[None]
             ),
+            script=script,
             label=label,
         )
 
@@ -105,7 +109,7 @@ def _first_view(key: jax.Array, tokens: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MazeRunnerConfig(RunnerConfig):
+class MazeRunnerConfig(RunnerConfig, StartImage):
     """Config of `MazeRunner`."""
 
     _target: type = MazeRunner
@@ -115,10 +119,13 @@ class MazeRunnerConfig(RunnerConfig):
 
     controls: str | pathlib.Path = "w*24 a*24 d*24 w*24"
     """Keys and for how many frames: w forward, s back, a turn left, d turn right,
-    . none; "wa*8" holds two. Or a .txt file that says so."""
+    . none; "wa*8" holds two. Or events, [{"frame": 0, "keys": "w"}, {"frame": 48,
+    "prompt": "blue"}], in a .json file or as they stand; or a .npy of (forward, turn
+    left) in [-1, 1], [frames, 2]."""
 
-    image: str | pathlib.Path = ""
-    """First frame; another size than 96 x 160 is resized. Empty: none."""
+    fit: Fit = "stretch"
+    """An image of other proportions than 96 x 160: "stretch" changes them, "crop" cuts
+    its middle out, "pad" puts black bars beside it. It has one size: no "keep"."""
 
     maze_seed: Seed | None = None
     """Start from this maze of the simulator, in the prompt's style; None: do not."""
@@ -137,6 +144,14 @@ class MazeRunnerConfig(RunnerConfig):
 
     conditions_cache: bool = False
     """Keep encoded prompts and images on disk; here encoding them takes no time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fit == "keep":
+            raise ValueError(
+                "fit must be stretch, crop or pad: the video of maze-world has one "
+                "size, 96 x 160, got keep."
+            )
 
     def tiny(self) -> RunnerConfig:
         """The same path through a network of two narrow layers."""

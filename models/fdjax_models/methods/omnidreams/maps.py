@@ -12,13 +12,13 @@ import ml_dtypes
 import numpy as np
 
 from fdjax.run import media
+from fdjax.run.start_image import Fit, read_start_pixels
 from fdjax_models.methods.omnidreams.road import driver, vehicle
 from fdjax_models.methods.omnidreams.road.rendering import render, render_frames
 from fdjax_models.methods.omnidreams.road.world import World, start
 from fdjax_models.networks.hdmap.video import num_frames
 
 _SAME_RATE = 0.005  # relative; 29.97 is 30
-_STRETCH = 0.02  # of proportions, from rounding to a network's patches
 _log = logging.getLogger(__name__)
 
 
@@ -216,33 +216,21 @@ def _video(
 
 
 def first_frames(
-    paths: Sequence[str | pathlib.Path], size: tuple[int, int], *, resample: bool
+    paths: Sequence[str | pathlib.Path], size: tuple[int, int], fit: Fit
 ) -> np.ndarray:
     """First frames of the views, float32[1, V, H, W, 3] in [-1, 1].
 
     Args:
         paths: Images or videos, one per view.
         size: Height and width of the run.
-        resample: Take pictures of other proportions, too.
+        fit: What is done with pictures of other proportions.
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: A file is no picture, or of other proportions than the run.
+        ValueError: A file is no picture.
     """
-    pictures = []
-    for path in paths:
-        picture = media.read_first_frame(path)
-        height, width = picture.shape[:2]
-        stretch = abs(math.log((size[0] * width) / (size[1] * height)))
-        if stretch > _STRETCH and not resample:
-            raise ValueError(
-                f"The first frame {path} must have the proportions of {size[0]} x "
-                f"{size[1]} pixels (height x width) as the HD map, it is {height} x "
-                f"{width}; crop it, or set resample_hdmap to squeeze it."
-            )
-        resized = media.resize(picture, *size)
-        pictures.append(_in_range(resized))
-    return np.stack(pictures)[None]
+    pictures = [read_start_pixels(path, size, fit=fit) for path in paths]
+    return np.stack([_in_range(picture) for picture in pictures])[None]
 
 
 def stand_in(hdmap: np.ndarray) -> np.ndarray:

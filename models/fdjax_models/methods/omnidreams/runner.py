@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -12,8 +12,8 @@ from fdjax.axes import Params, PyTree
 from fdjax.config import derive_config
 from fdjax.contract.conditioner import Conditions
 from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
+from fdjax.run.controls import Controls, check_rows
 from fdjax.run.inputs import LazySequence, RunnerInputs
-from fdjax.run.keys import controls_text
 from fdjax.run.runner import Runner, RunnerConfig
 from fdjax_models.methods.omnidreams import maps, tiny
 from fdjax_models.methods.omnidreams.road import driver
@@ -47,10 +47,9 @@ class OmniDreamsRunner(Runner):
         text = self.read_text()
         if config.view_prompts:
             text = tuple(config.view_prompts)
-        keys = (
-            driver.read_keys(controls_text(config.controls)) if self._driven else None
-        )
-        found = self._maps(keys)
+        script = self._script()
+        driven = script if script is not None and script.steers else None
+        found = self._maps(driven)
 
         def view_maps(chunk: int) -> list[Any]:
             views = found.chunk(chunk)
@@ -58,32 +57,36 @@ class OmniDreamsRunner(Runner):
 
         def label(chunk: int, frame: int) -> str:
             first = maps.frames_of(chunk, self._len_t).start
-            return "" if keys is None else keys.at(first + frame)
+            return "" if driven is None else driven.keys_at(first + frame)
 
         return RunnerInputs(
             text=text,
             image=self._first_frames(found),
             controls=LazySequence(found.num_chunks, found.chunk),
+            script=script,
             label=label,
             above=view_maps,
         )
 
-    @property
-    def _driven(self) -> bool:
-        return bool(str(self.config.controls))
+    def _script(self) -> Controls | None:
+        """The keys that drive, and the prompts that change; None: neither is given."""
+        if not str(self.config.controls).strip():
+            return None
+        script = self.read_controls(driver.ACTIONS, takes_array=True)
+        assert script is not None  # as there are keys
+        check_rows(script, "steering", "throttle")
+        return script
 
     @property
     def _len_t(self) -> int:
         transformer: Any = self.config.pipeline.diffusion_model.transformer
         return int(transformer.len_t)
 
-    def _maps(
-        self, keys: driver.HeldKeys | None
-    ) -> "maps.RecordedMaps | maps.DrawnMaps":
+    def _maps(self, script: Controls | None) -> "maps.RecordedMaps | maps.DrawnMaps":
         config, len_t = self.config, self._len_t
         given = {
             "hdmap": bool(config.hdmap),
-            "controls": self._driven,
+            "controls": script is not None,
             "example": config.example,
         }
         named = [name for name, there in given.items() if there]
@@ -94,7 +97,7 @@ class OmniDreamsRunner(Runner):
                 f"{' and '.join(named) or 'none'}."
             )
         size, cameras = (config.pixel_height, config.pixel_width), config.cameras
-        num_chunks = config.total_blocks
+        num_chunks = self.first_chunk + config.total_blocks
         if config.hdmap:
             _check_count("hdmap", config.hdmap, cameras)
             return maps.recorded(
@@ -106,12 +109,14 @@ class OmniDreamsRunner(Runner):
                 resample=config.resample_hdmap,
             )
         controls = None
-        if keys is not None:
-            # The chunk in which the keys end is driven whole, hands off behind them.
-            latents = -(-(keys.num_frames - 1) // 4) + 1
-            num_chunks = min(num_chunks, -(-latents // len_t))
+        if script is not None:
+            if script.end == "stop":
+                # The chunk in which they end is driven whole, hands off behind them.
+                latents = -(-(script.num_frames - 1) // 4) + 1
+                num_chunks = min(num_chunks, -(-latents // len_t))
+            num_chunks = min(num_chunks, _LONGEST_DRIVE)
             frames = maps.frames_of(num_chunks - 1, len_t).stop
-            controls = keys.controls(0, frames)
+            controls = driver.held_controls(script, 0, frames)
         return maps.drawn(
             make_world(config.world_seed),
             controls,
@@ -121,13 +126,20 @@ class OmniDreamsRunner(Runner):
             num_chunks=min(num_chunks, _LONGEST_DRIVE),
         )
 
-    def _first_frames(self, found: "maps.RecordedMaps | maps.DrawnMaps") -> np.ndarray:
-        """First frames of the views.  float32[1, V, H, W, 3]."""
+    def _first_frames(
+        self, found: "maps.RecordedMaps | maps.DrawnMaps"
+    ) -> np.ndarray | None:
+        """First frames of the views, float32[1, V, H, W, 3].
+
+        None where ready embeddings hold them.
+        """
+        if self.has_embeddings:
+            return None
         config = self.config
         size = config.pixel_height, config.pixel_width
         if config.image:
             _check_count("image", config.image, config.cameras)
-            return maps.first_frames(config.image, size, resample=config.resample_hdmap)
+            return maps.first_frames(config.image, size, config.fit)
         if config.hdmap and not config.random_weights:
             raise ValueError(
                 f"{config.runner_name} starts from a first frame: set image to a file "
@@ -181,9 +193,16 @@ class OmniDreamsRunnerConfig(RunnerConfig):
     """First frames, one per camera: images, videos or URLs. A drive through the made-up
     world has a painted one for whoever gives none."""
 
+    fit: Literal["stretch", "crop", "pad"] = "stretch"
+    """First frames of other proportions: "stretch" changes them, "crop" cuts their
+    middle out, "pad" puts black bars beside them."""
+
     controls: str | pathlib.Path = ""
     """Drive through a made-up world by keys, and for how many frames: "w*60 wa*20":
-    w accelerate, s brake, then reverse, a and d steer, . none. Or a .txt file."""
+    w accelerate, s brake, then reverse, a and d steer, . none. Or events, [{"frame": 0,
+    "keys": "w"}, {"frame": 48, "prompt": "rain"}], in a .json file or as they stand; or
+    a .npy of (steering, throttle) in [-1, 1], [frames, 2]. Prompts alone go with any
+    map."""
 
     example: bool = False
     """Drive through a made-up world along its streets."""
@@ -198,8 +217,7 @@ class OmniDreamsRunnerConfig(RunnerConfig):
     """One prompt per camera, in place of `prompt` for all."""
 
     resample_hdmap: bool = False
-    """Bring HD maps and first frames of other sizes, proportions and frame rates to
-    those of the run."""
+    """Bring HD maps of other sizes, proportions and frame rates to those of the run."""
 
     total_blocks: int = 60
     """At most this many chunks; the run ends with the map."""

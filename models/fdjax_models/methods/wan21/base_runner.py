@@ -2,17 +2,15 @@
 
 import dataclasses
 import functools
-import math
-import pathlib
 from typing import Any
 
 import numpy as np
 
 from fdjax.config import derive_config
 from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
-from fdjax.run import media
 from fdjax.run.inputs import RunnerInputs
 from fdjax.run.runner import Runner, RunnerConfig
+from fdjax.run.start_image import StartImage
 from fdjax_models.methods.wan21 import tiny
 
 
@@ -20,6 +18,7 @@ class WanRunner(Runner):
     """Text to video; image to video if the config has an `image`."""
 
     config: "WanRunnerConfig"
+    resampling = "bilinear"  # of the start image
 
     @functools.cached_property
     def pipeline(self) -> StreamInferencePipeline:
@@ -35,30 +34,29 @@ class WanRunner(Runner):
         """
         self._check_size()
         text, image = self.read_text(), None
-        ready = self.config.embeddings_path is not None  # and hold the first frame
-        if isinstance(self.config, WanStartRunnerConfig) and not ready:
+        if isinstance(self.config, WanStartRunnerConfig) and not self.has_embeddings:
             image = self._read_start()
-        return RunnerInputs(text=text, image=image)
+        return RunnerInputs(text=text, image=image, script=self.read_controls())
 
     def _read_start(self) -> np.ndarray | None:
-        """The start image: by its own proportions, or at the size of the run.
+        """The start image: at the size of the run, or by its own proportions.
 
         None where there is none and the pipeline runs without.
         """
         config: Any = self.config
-        if not str(config.image):
+        path = str(config.image) or self._stand_in()
+        if not path:
             if self.pipeline.encoder is None:
                 return None
             raise ValueError(
                 f"{config.runner_name} starts from an image: set image to a file or a "
                 "URL."
             )
-        if not config.keep_aspect:
-            return self.read_image(config.image)
-        shape = media.read_first_frame(config.image).shape
-        area = config.pixel_height * config.pixel_width
-        size = size_of_area(area, shape[0] / shape[1], self._multiples())
-        return self.read_image(config.image, size=size)
+        return self.read_image(path, self.resampling, config.fit, self._multiples())
+
+    def _stand_in(self) -> str:
+        """A picture for whoever gives none; "": one must be given."""
+        return ""
 
     def _multiples(self) -> tuple[int, int]:
         """What height and width must be multiples of, in pixels."""
@@ -77,31 +75,6 @@ class WanRunner(Runner):
                 f"pixel_height must be a multiple of {tall} and pixel_width of {wide}, "
                 f"got {height} and {width}."
             )
-
-
-_ROUND_OFF = 1e-9  # of a root, relative to a side
-
-
-def size_of_area(
-    area: int, aspect: float, multiples: tuple[int, int]
-) -> tuple[int, int]:
-    """Height and width of a picture of about this area and these proportions.
-
-    As Wan-Video/Wan2.1, wan/image2video.py, has it: each side is rounded down to what
-    the network's patches divide. There round-off takes 16 rows from a picture of
-    480 x 832; here a picture of just this size keeps it.
-
-    Args:
-        area: Pixels.
-        aspect: Height divided by width.
-        multiples: Of which height and width must be.
-    """
-    sides = math.sqrt(area * aspect), math.sqrt(area / aspect)
-    height, width = (
-        max(1, int(side / multiple + _ROUND_OFF)) * multiple
-        for side, multiple in zip(sides, multiples, strict=True)
-    )
-    return height, width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,11 +131,8 @@ class WanRunnerConfig(RunnerConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WanStartRunnerConfig(WanRunnerConfig):
+class WanStartRunnerConfig(WanRunnerConfig, StartImage):
     """Config of a run that starts from a first frame."""
-
-    image: str | pathlib.Path = ""
-    """The first frame: an image, a video or a URL."""
 
     def tiny(self) -> RunnerConfig:
         """As that of text to video, with an image for whoever has none."""
@@ -182,15 +152,6 @@ class WanStartRunnerConfig(WanRunnerConfig):
                 "pipeline.encoder.len_t must equal that of the transformer, "
                 f"{transformer.len_t}, got {encoder.len_t}."
             )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WanImageRunnerConfig(WanStartRunnerConfig):
-    """Config of `WanRunner` for image to video."""
-
-    keep_aspect: bool = True
-    """Whether the video has the proportions of the image, with about as many pixels as
-    pixel_height x pixel_width; if not, the image is squeezed into that size."""
 
 
 def check_one_chunk(config: WanRunnerConfig) -> None:

@@ -2,9 +2,10 @@
 
 import dataclasses
 
+from fdjax.run.start_image import Fit
 from fdjax_models.methods.wan21.base_runner import (
-    WanImageRunnerConfig,
     WanRunnerConfig,
+    WanStartRunnerConfig,
     check_one_chunk,
 )
 
@@ -22,8 +23,14 @@ class Wan21RunnerConfig(WanRunnerConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wan21ImageRunnerConfig(WanImageRunnerConfig):
+class Wan21ImageRunnerConfig(WanStartRunnerConfig):
     """Config of an image-to-video run."""
+
+    fit: Fit = "keep"
+    """An image of other proportions: "stretch" changes them, "crop" cuts its middle
+    out, "pad" puts black bars beside it, and "keep" gives the video the proportions of
+    the image, with about as many pixels as pixel_height x pixel_width, as Wan's own
+    script does."""
 
     total_blocks: int = 1
     """Chunks to make: one."""

@@ -5,7 +5,7 @@ import dataclasses
 from fdjax.config import derive_config
 from fdjax.engine.pipeline import StreamInferencePipelineConfig
 from fdjax.run.runner import RunnerConfig
-from fdjax_models.methods.wan21.base_runner import WanImageRunnerConfig, check_one_chunk
+from fdjax_models.methods.wan21.base_runner import WanStartRunnerConfig, check_one_chunk
 
 
 def without_image(
@@ -20,16 +20,12 @@ def without_image(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wan22RunnerConfig(WanImageRunnerConfig):
+class Wan22RunnerConfig(WanStartRunnerConfig):
     """Config of a run that starts from a first frame if `image` names one.
 
     Without it the pipeline runs as `without_image` has it: as Wan-Video/Wan2.2,
     wan/textimage2video.py, all latent frames are noise at one timestep.
     """
-
-    keep_aspect: bool = False
-    """Whether the video has the proportions of the image, with about as many pixels as
-    pixel_height x pixel_width; the reference squeezes it into that size."""
 
     total_blocks: int = 1
     """Chunks to make: one."""

@@ -108,7 +108,7 @@ def from_opengl(poses: np.ndarray) -> np.ndarray:
 def transform_intrinsics(
     intrinsics: np.ndarray,
     captured: tuple[int, int],
-    resized: tuple[int, int],
+    resized: tuple[float, float],
     final: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Intrinsics of a picture that was resized, then cut to its middle.
@@ -119,7 +119,7 @@ def transform_intrinsics(
         intrinsics: For the picture as captured.  [..., 4].
         captured: Its height and width, pixels.
         resized: Height and width after resizing.
-        final: After cutting; None: nothing was cut.
+        final: After cutting, or with bars beside it; None: as resized.
     """
     height, width = final or resized
     # (x, y), the order of intrinsics; sizes are (height, width).

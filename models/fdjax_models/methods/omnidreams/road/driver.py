@@ -1,16 +1,13 @@
 """Who drives: keys, or somebody who keeps to the lane."""
 
-import bisect
-import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fdjax.axes import Array
-from fdjax.run.keys import read_runs
+from fdjax.run.controls import Controls
 from fdjax_models.methods.omnidreams.road.vehicle import MAX_STEERING, Ego, advance
 from fdjax_models.methods.omnidreams.road.world import (
     ALONG_V,
@@ -36,46 +33,24 @@ CRUISE = 11.0
 """Metres a second of somebody who keeps to the lane: 40 km/h."""
 
 
-@dataclasses.dataclass(frozen=True)
-class HeldKeys:
-    """Which keys are held in each frame.
+def held_controls(script: Controls, first: int, count: int) -> np.ndarray:
+    """(steering, throttle) of `count` frames from `first` on.  float32[T, 2].
 
-    Attributes:
-        runs: Keys of each run of equal frames.
-        ends: The frame behind each run, ascending.
+    Args:
+        script: Keys, or an array of (steering, throttle); nothing behind its end.
+        first: Frame of the session.
+        count: Frames.
     """
 
-    runs: tuple[str, ...]
-    ends: tuple[int, ...]
-
-    @property
-    def num_frames(self) -> int:
-        """Frames in all."""
-        return self.ends[-1]
-
-    def at(self, frame: int) -> str:
-        """Keys that are held in a frame; "" behind the last one."""
-        if not 0 <= frame < self.num_frames:
-            return ""
-        return self.runs[bisect.bisect_right(self.ends, frame)]
-
-    def controls(self, first: int, count: int) -> np.ndarray:
-        """(steering, throttle) of `count` frames.  float32[T, 2]."""
-        frames = range(first, first + count)
-        held = [[KEYS[key] for key in self.at(frame)] for frame in frames]
+    def held(frame: int) -> np.ndarray:
+        if script.array is not None:
+            clock = script.clock(frame)
+            return np.zeros(2) if clock is None else script.array[clock]
         # Opposite keys cancel.
-        return np.array([np.sum([(0, 0), *keys], 0) for keys in held], np.float32)
+        return np.sum([(0, 0), *(KEYS[key] for key in script.keys_at(frame))], 0)
 
-
-def read_keys(text: str) -> HeldKeys:
-    """Keys per frame of a control string; see `fdjax.run.keys.read_runs`.
-
-    Raises:
-        ValueError: An unknown key, a malformed count, or no frames at all.
-    """
-    runs = read_runs(text, ACTIONS)
-    ends = itertools.accumulate(count for _, count in runs)
-    return HeldKeys(tuple(held for held, _ in runs), tuple(ends))
+    frames = range(first, first + count)
+    return np.array([held(frame) for frame in frames], np.float32)
 
 
 @functools.partial(jax.jit, static_argnames="num_frames")

@@ -1,0 +1,126 @@
+"""What methods read their inputs with: prompt, controls, start image, by the config."""
+
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fdjax.checkpoint import files
+from fdjax.config import Component
+from fdjax.engine.pipeline import StreamInferencePipeline
+from fdjax.run.controls import Controls, read_controls
+from fdjax.run.start_image import Fit, read_start_image
+from fdjax.session import store
+
+
+class InputReader(Component):
+    """Reads what a `RunnerConfig` names; the runners of methods put it together."""
+
+    @functools.cached_property
+    def pipeline(self) -> StreamInferencePipeline:
+        """The pipeline that the config describes."""
+        return self.config.pipeline.setup()
+
+    @property
+    def first_chunk(self) -> int:
+        """The chunk of the session at which the run begins; above 0 if it goes on.
+
+        Raises:
+            FileNotFoundError, ValueError: `resume` is no file of a session.
+        """
+        resume = self.config.resume
+        return 0 if resume is None else store.read_notes(resume).get("chunks", 0)
+
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether prompt and first frame come from a file, ready made."""
+        return self.config.embeddings_path is not None
+
+    def frames_before(self, chunk: int) -> int:
+        """Video frames of a session before one of its chunks.
+
+        A method whose transformer's config has no `len_t` overrides it.
+        """
+        transformer: Any = self.config.pipeline.diffusion_model.transformer
+        frames, later = (
+            transformer.len_t
+            if self.pipeline.decoder is None
+            else self.pipeline.decoder.num_output_frames(transformer.len_t, is_first)
+            for is_first in (True, False)
+        )
+        return frames + (chunk - 1) * later if chunk else 0
+
+    def read_text(self) -> tuple[str, ...] | None:
+        """The prompt, from the text or the file that the config gives.
+
+        None where ready embeddings stand for it.
+
+        Raises:
+            ValueError: It is empty, or this pipeline takes no prompt.
+            FileNotFoundError: The prompt file is missing.
+        """
+        if self.has_embeddings:
+            return None
+        conditioner = self.pipeline.conditioner
+        if conditioner is not None and conditioner.takes_text:
+            return (files.read_prompt(self.config.prompt),)
+        if str(self.config.prompt):
+            raise ValueError(
+                f"{self.config.runner_name} takes no prompt: its pipeline has no text "
+                f"encoder; got prompt {str(self.config.prompt)!r}."
+            )
+        return None
+
+    def read_controls(
+        self, actions: Mapping[str, str] | None = None, *, takes_array: bool = False
+    ) -> Controls | None:
+        """What the config's `controls` say; None if there are none.
+
+        Args:
+            actions: What each key does; None: the method has no keys.
+            takes_array: Whether it takes an array.
+
+        Raises:
+            ValueError: They are malformed, or change a prompt that there is not.
+            FileNotFoundError: A file is missing.
+        """
+        if not str(self.config.controls).strip() and not actions:
+            return None
+        controls = read_controls(
+            self.config.controls,
+            actions or {},
+            end=self.config.controls_end,
+            takes_array=takes_array,
+        )
+        conditioner = self.pipeline.conditioner
+        if controls.prompts and not (conditioner and conditioner.takes_text):
+            raise ValueError(
+                f"controls change the prompt at frame {controls.prompts[0][0]}, and "
+                f"{self.config.runner_name} takes no prompt."
+            )
+        if controls.prompts and self.has_embeddings:
+            raise ValueError(
+                f"controls change the prompt at frame {controls.prompts[0][0]}, and "
+                "with embeddings_path there is no text encoder; give prompt in its "
+                "place."
+            )
+        return controls
+
+    def read_image(
+        self,
+        path: str | pathlib.Path,
+        method: str = "bilinear",
+        fit: Fit = "stretch",
+        multiples: tuple[int, int] = (1, 1),
+    ) -> np.ndarray:
+        """An image or a video's first frame for this run, in [-1, 1].
+
+        Of the size of the config, but where `fit` is "keep": see `read_start_image`.
+
+        Returns:
+            float32[1, H, W, 3].
+        """
+        size = self.config.pixel_height, self.config.pixel_width
+        return read_start_image(path, size, fit=fit, method=method, multiples=multiples)
