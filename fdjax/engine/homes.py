@@ -43,7 +43,7 @@ def initialize(
     On a mesh the table `fdjax.sharding.CACHE` says what is cut.
     """
     names = list(stages.CACHES)
-    meshes = {name: sharding.mesh_of(params.get(name)) for name in names}
+    meshes = {name: _mesh(params, name) for name in names}
     if all(mesh is None or mesh.size == 1 for mesh in meshes.values()) and (
         len({mesh for mesh in meshes.values() if mesh is not None}) <= 1
     ):
@@ -74,13 +74,19 @@ def placed(
     """
     fields: dict[str, PyTree] = {}
     for name, own in stages.CACHES.items():
-        mesh = sharding.mesh_of(params.get(name))
+        mesh = _mesh(params, name)
         part = {field: getattr(cache, field) for field in own}
         if name == "transformer":
             part["final_state"] = cache.final_state
         places = _places(mesh, part)
         fields |= part if places is None else jax.device_put(part, places)
     return dataclasses.replace(cache, **fields)
+
+
+def _mesh(params: Params, name: str) -> Mesh | None:
+    """Where a part is; one without weights is with the transformer."""
+    mesh = sharding.mesh_of(params.get(name))
+    return sharding.mesh_of(params.get("transformer")) if mesh is None else mesh
 
 
 def _places(mesh: Mesh | None, shapes: PyTree) -> PyTree:

@@ -15,6 +15,8 @@ from fdjax.contract.conditioner import Conditions
 from fdjax.engine.cache import StreamInferencePipelineCache
 from fdjax.engine.pipeline import StreamInferencePipeline
 from fdjax.run import memory
+from fdjax.run.devices import Devices
+from fdjax.sharding import CACHE, PARAMS
 
 _LARGE = 10**9  # bytes of memory from which a run is told about before it starts
 _log = logging.getLogger(__name__)
@@ -29,11 +31,13 @@ class Needs:
         weights: Weights of what streams, by component.
         cache: What a session starts from and carries from chunk to chunk, and one
             picture.
+        num_devices: Devices of which each holds so much.
     """
 
     one_shot: Mapping[str, int]
     weights: Mapping[str, int]
     cache: int
+    num_devices: int = 1
 
     @property
     def peak(self) -> int:
@@ -52,6 +56,7 @@ class Needs:
             one_shot={name: n for name, n in self.one_shot.items() if name in kept},
             weights=weights,
             cache=self.cache if weights else 0,
+            num_devices=self.num_devices,
         )
 
     def check(self) -> None:
@@ -60,7 +65,7 @@ class Needs:
         Raises:
             ValueError: With both numbers, and what makes them smaller.
         """
-        available, where = memory.device_memory()
+        available, where = memory.device_memory(self.num_devices)
         if available is None or self.peak <= available:
             return
         total, weights, cache, there = map(
@@ -70,14 +75,15 @@ class Needs:
         raise ValueError(
             f"This run needs at least {total} of memory: {weights} for weights and "
             f"{cache} for the session's cache and one picture; {where} has {there}. "
-            "Make window_size_t, len_t or the picture smaller, or take --tiny."
+            "Make window_size_t, len_t or the picture smaller, take more devices "
+            "(--mesh sequence=2), or --tiny."
         )
 
     def announce(self, name: str) -> None:
         """Says what a large method needs before minutes go by."""
         if self.peak < _LARGE:
             return
-        available, where = memory.device_memory()
+        available, where = memory.device_memory(self.num_devices)
         has = "" if available is None else f", it has {memory.size_text(available)}"
         needed = memory.size_text(self.peak)
         _log.info(
@@ -129,6 +135,7 @@ def of_rollout(
     initialize: Callable[[Params, Conditions], StreamInferencePipelineCache],
     conditions: Conditions,
     size: tuple[int, int],
+    devices: Devices,
 ) -> Needs:
     """What a rollout needs, from shapes alone.
 
@@ -137,6 +144,7 @@ def of_rollout(
         initialize: Maps the weights that stream, and conditions, to an empty cache.
         conditions: Arrays, or their shapes.
         size: Rows and columns of the video.
+        devices: On which it runs; a part that is placed elsewhere is not counted.
 
     Raises:
         ValueError: A condition or a size does not fit.
@@ -144,11 +152,24 @@ def of_rollout(
     shapes = {name: param_shapes(part) for name, part in pipeline.components.items()}
     weights = {name: shapes[name] for name in streaming(pipeline)}
     cache = jax.eval_shape(initialize, weights, conditions)
+    devices.check_sessions(cache.num_sessions)
     transformer = pipeline.diffusion_model.transformer
     latent = 4 * math.prod(transformer.latent_shape(cache.transformer_cache))
     picture = 3 * 4 * math.prod(size)
     return Needs(
-        one_shot={name: memory.num_bytes(shapes[name]) for name in one_shot(pipeline)},
-        weights={name: memory.num_bytes(weights[name]) for name in weights},
-        cache=memory.num_bytes((cache, conditions)) + latent + picture,
+        one_shot={
+            name: memory.num_bytes(shapes[name])
+            for name in one_shot(pipeline)
+            if name not in devices.placed
+        },
+        weights={
+            name: devices.num_bytes(weights[name], PARAMS)
+            for name in weights
+            if name not in devices.placed or name == "transformer"
+        },
+        cache=devices.num_bytes(cache, CACHE)
+        + memory.num_bytes(conditions)
+        + latent
+        + picture,
+        num_devices=1 if devices.mesh is None else devices.mesh.size,
     )

@@ -11,7 +11,6 @@ import functools
 import logging
 import os
 import pathlib
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,13 +19,14 @@ import jax
 from fdjax import config as config_lib
 from fdjax.axes import Params, PyTree
 from fdjax.checkpoint import files
-from fdjax.checkpoint.store import param_shapes
 from fdjax.config import InstantiateConfig, Seed
 from fdjax.contract.component import ParametricComponent, leaves
 from fdjax.contract.conditioner import Conditions
+from fdjax.engine import homes
 from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
 from fdjax.run import (
     conditions_store,
+    devices,
     downloads,
     embeddings,
     finite,
@@ -37,6 +37,7 @@ from fdjax.run import (
     plugins,
     stats,
     stream,
+    weights,
 )
 from fdjax.run.controls import FOREVER, End
 from fdjax.run.fields import check_fields
@@ -61,6 +62,11 @@ class Runner(InputReader):
     def first_pipeline(self) -> StreamInferencePipeline:
         """What generates chunk 0, by the weights and caches of `pipeline`."""
         return self.pipeline
+
+    @functools.cached_property
+    def devices(self) -> devices.Devices:
+        """Where the parts of the pipeline live, as the config asks."""
+        return devices.find(self.config.mesh, self.config.place, self.pipeline)
 
     def read_inputs(self) -> RunnerInputs:
         """Reads and checks what the config names; runs before any weight is read.
@@ -145,6 +151,8 @@ class Runner(InputReader):
         config_lib.check_config(config)
         memory.check_device()
         _ = self.pipeline.components
+        if str(self.devices):
+            self._say("On %s.", self.devices)
         self.pipeline.latent_size(config.pixel_height, config.pixel_width)
         ready = embeddings.prepare(config, self.pipeline.conditioner)
         inputs = dataclasses.replace(self.read_inputs(), conditions=ready)
@@ -214,7 +222,8 @@ class Runner(InputReader):
         if session is not None:
             _log.info("Resumed at chunk %d; prompt, image and seed are its own.", first)
             params = self._weights(streaming)
-            return params, dataclasses.replace(session, switches=switches)
+            cache = homes.placed(params, session.cache)
+            return params, dataclasses.replace(session, cache=cache, switches=switches)
         assert conditions is not None
         # A size or a condition that does not fit shows in the shapes alone.
         self._needs(conditions).of(streaming).check()
@@ -341,25 +350,15 @@ class Runner(InputReader):
 
     def _needs(self, conditions: Conditions) -> needs.Needs:
         size = self.config.pixel_height, self.config.pixel_width
-        return needs.of_rollout(self.pipeline, self._initialize_cache, conditions, size)
+        return needs.of_rollout(
+            self.pipeline, self._initialize_cache, conditions, size, self.devices
+        )
 
     def _weights(self, only: Sequence[str]) -> Params:
-        if not only:
-            return {}
-        parts = self.pipeline.components
-        sizes = [
-            f"{name} {memory.size_text(memory.num_bytes(param_shapes(parts[name])))}"
-            for name in only
-        ]
-        loads = "Making random weights" if self.config.random_weights else "Loading"
-        since = time.perf_counter()
-        self._say("%s: %s ...", loads, ", ".join(sizes))
-        if self.config.random_weights:
-            params = self.pipeline.init_params(jax.random.key(0), only=only)
-        else:
-            params = self.pipeline.load_params(only=only)
-        self._say("... done in %.1f s.", time.perf_counter() - since)
-        return params
+        random = self.config.random_weights
+        return weights.make(
+            self.pipeline, only, self.devices, random=random, say=self._say
+        )
 
     def _say(self, text: str, *values: Any) -> None:
         """Tells what a run is at, unless `progress` is off."""
@@ -447,6 +446,13 @@ class RunnerConfig(InstantiateConfig[Runner]):
 
     random_weights: bool = False
     """Run with random weights and without checkpoints: for tests and timings only."""
+
+    mesh: str | None = None
+    """Run on several devices: the axes of a mesh and their sizes, such as sequence=2
+    or guidance=2,sequence=4; `docs/several_gpus.md` says what each axis cuts."""
+
+    place: str | None = None
+    """Parts and the numbers of devices to put them on, such as decoder=1."""
 
     profile: bool = False
     """Measure every stage; waits for the device after each, which costs speed."""

@@ -10,7 +10,7 @@ import jax
 
 from fdjax.axes import Params, PyTree
 from fdjax.engine.pipeline import StreamInferencePipeline
-from fdjax.run import signals, stats
+from fdjax.run import memory, signals, stats
 from fdjax.run.finite import FiniteWatch
 from fdjax.run.prompts import Switches
 from fdjax.run.report import RunReport
@@ -57,7 +57,9 @@ def resume(path: str | pathlib.Path, pipeline: StreamInferencePipeline) -> Sessi
         FileNotFoundError, ValueError: See `fdjax.session.store.load_cache`; or a chunk
             is pending, or its sessions are of different age.
     """
-    cache = store.load_cache(path, pipeline=pipeline)
+    # It goes to its devices when the weights are there: one may not hold it whole.
+    with memory.on_host():
+        cache = store.load_cache(path, pipeline=pipeline)
     ages = sorted(set(jax.device_get(cache.autoregressive_index).tolist()))
     if len(ages) > 1 or cache.final_state is not None:
         raise ValueError(
