@@ -64,6 +64,10 @@ PARAMS: Table = (
     (r"cross_attn/(q|k|v|k_img|v_img)/bias:", ("tensor",)),
     # The way back sums over what was cut.
     (r"_attn/o/kernel:", ("tensor", None)),
+    # What is as large as a block's attention, once a chunk.
+    (r"(^|/)camera/(fc1|scale|shift)/kernel:", (None, "tensor")),
+    (r"(^|/)camera/(fc1|scale|shift)/bias:", ("tensor",)),
+    (r"(^|/)camera/fc2/kernel:", ("tensor", None)),
     (r"(^|/)(ffn|mlp)/fc1/kernel:", (None, "tensor")),
     (r"(^|/)(ffn|mlp)/fc1/bias:", ("tensor",)),
     (r"(^|/)(ffn|mlp)/fc2/kernel:", ("tensor", None)),

@@ -5,7 +5,6 @@ there; the stages of one device run while another device is at the next chunk.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -42,24 +41,19 @@ def initialize(
 
     On a mesh the table `fdjax.sharding.CACHE` says what is cut.
     """
-    names = list(stages.CACHES)
-    meshes = {name: _mesh(params, name) for name in names}
-    if all(mesh is None or mesh.size == 1 for mesh in meshes.values()) and (
-        len({mesh for mesh in meshes.values() if mesh is not None}) <= 1
-    ):
-        arguments = sharding.moved(conditions, params.get("transformer"))
-        return stages.initialize(pipeline, params, arguments, height, width)
+    meshes = {name: _mesh(params, name) for name in stages.CACHES}
+    found = {mesh for mesh in meshes.values() if mesh is not None}
+    if len(found) <= 1 and all(mesh.size == 1 for mesh in found):
+        conditions = sharding.moved(conditions, params["transformer"])
+        return stages.initialize(pipeline, params, conditions, height, width)
     caches: dict[str, PyTree] = {}
-    for name in names:
-        make = functools.partial(
-            stages.empty_cache, name, pipeline, height=height, width=width
-        )
+    for name in stages.CACHES:
         weights = params.get(name, {})
-        moved = sharding.moved(conditions, weights)
-        with sharding.home(weights, moved):
-            shapes = jax.eval_shape(make, weights, moved)
-            places = _places(meshes[name], shapes)
-            caches |= jax.jit(make, out_shardings=places)(weights, moved)
+        given = sharding.moved(conditions, weights or params["transformer"])
+        with sharding.home(weights or params["transformer"], given):
+            caches |= stages.initialize_part(
+                name, pipeline, weights, given, height, width
+            )
     return caches
 
 

@@ -16,6 +16,7 @@ from fdjax.contract.conditioner import Conditions
 from fdjax.contract.decoder import StreamingDecoder
 from fdjax.contract.encoder import StreamingEncoder
 from fdjax.engine.diffusion import DiffusionModel, FinalState
+from fdjax.sharding import CACHE, constrain_tree
 
 CACHES = {
     "transformer": ("transformer_cache", "autoregressive_index"),
@@ -69,6 +70,12 @@ def empty_caches(
 
 # Static besides the pipeline: the latent's rows and columns.
 initialize = jax.jit(empty_caches, static_argnums=(0, 3, 4))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 4, 5))
+def initialize_part(*args: Any) -> dict[str, PyTree]:
+    """`empty_cache`, cut over the mesh in force."""
+    return constrain_tree(empty_cache(*args), CACHE)
 
 
 def _update_conditions(
