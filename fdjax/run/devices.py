@@ -82,7 +82,8 @@ class Devices:
         if self.mesh is not None:
             kind = self.mesh.devices.flat[0].device_kind
             axes = ", ".join(f"{name} over {n}" for name, n in self.sizes.items())
-            told.append(f"{self.mesh.size} devices ({kind}): {axes}")
+            count = "1 device" if self.mesh.size == 1 else f"{self.mesh.size} devices"
+            told.append(f"{count} ({kind}): {axes}")
         told += [f"{name} on device {index}" for name, index in self.placed.items()]
         return "; ".join(told)
 

@@ -419,9 +419,12 @@ class StreamingDiT(Transformer):
             layers = (None,) * layout.num_layers
         latent, timestep = self.inputs(latent, timestep, cache, workspace.control)
         latent = self.rows(self.split_views(latent, cache), by_view=True)
+        if layout.num_rows > 1:
+            # Rows are cut from it then, not sent.
+            latent = sharding.gathered(latent)
         return self.forward(
             params,
-            sharding.constrain(sharding.gathered(latent), "BLC"),
+            sharding.constrain(latent, "BLC"),
             jax.tree.map(lambda x: self.rows(x) if jnp.ndim(x) else x, timestep),
             attention,
             layers,
