@@ -52,6 +52,8 @@ LETTERS: dict[str, tuple[str, ...]] = {
 }
 """Mesh axes over which an activation's axis is cut, those that the mesh has."""
 
+_HOST = "pinned_host"
+
 PARAMS: Table = (
     # Fused projection [M, 3, N, D], separate ones [M, N, D] and [M, 2, N, D].
     (r"(^|/)qkv/kernel:", (None, None, "tensor", None)),
@@ -138,6 +140,73 @@ def spec_of(axes: str, shape: Sequence[int]) -> PartitionSpec:
     An axis that a mesh axis does not divide is left whole.
     """
     return _fit(tuple(LETTERS.get(letter) for letter in axes), shape, mesh_sizes())
+
+
+def in_host_memory(placement: Sharding, shapes: PyTree, share: float = 1.0) -> PyTree:
+    """A sharding for every leaf, some of them in the memory of the devices' host.
+
+    It is pinned, which a device copies from at full speed. `to_device_memory` brings
+    the leaves to the device.
+
+    Args:
+        placement: The devices.
+        shapes: Tree of arrays or of `jax.ShapeDtypeStruct`.
+        share: Of the bytes, in [0, 1], that the host holds, spread evenly over the
+            leaves.
+
+    Raises:
+        ValueError: The devices' platform has no such memory.
+    """
+    devices: Any = placement.device_set
+    device = min(devices, key=lambda device: device.id)
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if _HOST not in kinds:
+        raise ValueError(
+            f"Weights can wait with the host only where there is memory of kind {_HOST}"
+            f"; {device.device_kind} has {', '.join(kinds)}."
+        )
+    host = placement.with_memory_kind(_HOST)
+    total = held = 0
+
+    def choose(leaf: Any) -> Sharding:
+        nonlocal total, held
+        size = math.prod(leaf.shape) * leaf.dtype.itemsize
+        total += size
+        # The nearer of the two to the share of what came so far.
+        far = held + size / 2 < share * total
+        held += size if far else 0
+        return host if far else placement
+
+    return jax.tree.map(choose, shapes)
+
+
+def is_host_memory(placement: Sharding) -> bool:
+    """Whether a sharding is one of the host's memory, of `in_host_memory`."""
+    return placement.memory_kind == _HOST
+
+
+def to_device_memory(tree: PyTree, after: PyTree = ()) -> PyTree:
+    """Brings what lies in the host's memory to the device; all else stays as it is.
+
+    Inside of a jit the copies are a part of the program, and take the device's memory
+    from then to their last use.
+
+    Args:
+        tree: Arrays.
+        after: Arrays that must be there before a copy begins, so that what they are
+            made from need not be held beside it.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    far = {
+        number: leaf
+        for number, leaf in enumerate(leaves)
+        if jax.typeof(leaf).memory_space == jax.memory.Space.Host
+    }
+    if far and jax.tree.leaves(after):
+        far, _ = jax.lax.optimization_barrier((far, after))
+    for number, leaf in far.items():
+        leaves[number] = jax.device_put(leaf, jax.memory.Space.Device)
+    return jax.tree.unflatten(structure, leaves)
 
 
 def in_mesh() -> bool:

@@ -53,6 +53,12 @@ _PURE = flags.DEFINE_bool(
 _CACHED_START = flags.DEFINE_bool(
     "cached_start", False, "Also time a start with a filled compilation cache."
 )
+_OFFLOAD = flags.DEFINE_bool(
+    "offload_expert", False, "Of two experts: weights with the host, brought in turn."
+)
+_OFFLOAD_SHARE = flags.DEFINE_float(
+    "offload_share", 1.0, "Of each expert's weights.", lower_bound=0, upper_bound=1
+)
 _TEXT = flags.DEFINE_bool("text_encoder", False, "Time the method's text encoder.")
 _FORWARD = flags.DEFINE_string(
     "forward", None, "Slug: also time one forward pass of this method's network."
@@ -97,6 +103,7 @@ def main(argv: list[str]) -> None:
         "place": _PLACE.value,
         "trace": _TRACE.value,
         "pure": _PURE.value,
+        "offload_share": _OFFLOAD_SHARE.value if _OFFLOAD.value else 0.0,
         "folder": str(folder),
     }
     plan = parts.Plan(folder, spec, _LIMIT.value)

@@ -29,7 +29,11 @@ from fdjax_convert.tables import layouts
 
 
 def load_params(
-    component: ParametricComponent, source: str, *, sharding: Placement = None
+    component: ParametricComponent,
+    source: str,
+    *,
+    sharding: Placement = None,
+    only_check: bool = False,
 ) -> Params | None:
     """Parameters of a published checkpoint; the entry point of this package.
 
@@ -39,10 +43,11 @@ def load_params(
         component: What has to be filled.
         source: An address: see `fdjax.checkpoint.address`.
         sharding: See `fdjax.checkpoint.load_params`.
+        only_check: Read names and sizes alone.
 
     Returns:
-        Params on the devices, in the dtypes of the component; None if the architecture
-        is not known here.
+        Params on the devices, in the dtypes of the component, or none of them if it is
+        only to be checked; None if the architecture is not known here.
 
     Raises:
         FileNotFoundError: The checkpoint cannot be found or fetched.
@@ -58,6 +63,8 @@ def load_params(
     shardings = placement.leaf_shardings(shapes, sharding)
     opened = recognise.find(path, component.architecture)
     layout, conversion = recognise.match(opened, component)
+    if only_check:
+        return {}
     recognise.tell_choice(opened)
     title = recognise.describe(layout, opened.tensors)
     try:

@@ -1,6 +1,6 @@
 """Parameters on disk: found, fetched, restored, saved."""
 
-from fdjax.checkpoint.load import load_params
+from fdjax.checkpoint.load import check_local, load_params, origin, read_torch
 from fdjax.checkpoint.metadata import Metadata, check_fit, describe, weights_hash
 from fdjax.checkpoint.store import (
     is_intact,
@@ -14,12 +14,15 @@ from fdjax.checkpoint.store import (
 __all__ = [
     "Metadata",
     "check_fit",
+    "check_local",
     "describe",
     "is_intact",
     "load_params",
     "open_lazily",
+    "origin",
     "param_shapes",
     "read_metadata",
+    "read_torch",
     "restore",
     "save",
     "weights_hash",

@@ -13,7 +13,8 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh, Sharding
 
-from fdjax.axes import Array, PyTree
+from fdjax.axes import Array, Params, PyTree
+from fdjax.contract.component import ParametricComponent
 from fdjax.sharding import PARAMS, Placement, resolve
 
 _WHOLE = (Mesh, Sharding, type(None))
@@ -67,6 +68,34 @@ def _check_tree(shapes: Any, placement: Any, path: tuple[str, ...]) -> None:
     if isinstance(placement, Mapping):
         for name, part in placement.items():
             _check_tree(shapes[name], part, (*path, name))
+
+
+def init_params(
+    component: ParametricComponent, key: jax.Array, placement: Placement | None
+) -> Params:
+    """Random parameters of a component, where a placement says.
+
+    Parts are made one after the other: the devices need not hold all of them.
+
+    Raises:
+        ValueError: The placement names something that is not there.
+    """
+    if placement is None:
+        return component.init_params(key)
+    if component.parts:
+        check_names(placement, list(component.parts))
+        keys = component.part_keys(key)
+        return {
+            name: jax.block_until_ready(
+                init_params(part, keys[name], part_of(placement, name))
+            )
+            for name, part in component.parts.items()
+        }
+    placed = leaf_shardings(component.param_shapes(), placement)
+    if all(len(each.device_set) == 1 for each in jax.tree.leaves(placed)):
+        # Leaf by leaf: one program of a thousand outputs takes long to compile.
+        return jax.device_put(component.init_params(key), placed)
+    return jax.jit(component.init_params, out_shardings=placed)(key)
 
 
 def default_sharding() -> Sharding:

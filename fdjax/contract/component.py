@@ -38,9 +38,14 @@ class ParametricComponent(Component, abc.ABC):
     def parts(self) -> "Mapping[str, ParametricComponent]":
         """Components whose parameters are this one's, by name; none unless overridden.
 
-        Each has a checkpoint of its own.
+        Each has a checkpoint of its own, and random parameters from a key of its own.
         """
         return {}
+
+    def part_keys(self, key: jax.Array) -> dict[str, jax.Array]:
+        """The key of each part's random parameters, by its name."""
+        keys = jax.random.split(key, len(self.parts))
+        return dict(zip(self.parts, keys, strict=True))
 
     @property
     def params_owner(self) -> "ParametricComponent":

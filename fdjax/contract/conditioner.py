@@ -156,6 +156,25 @@ class Conditioner(Component, abc.ABC):
                 are missing.
         """
 
+    def from_published(
+        self, embeddings: Mapping[str, Any], size: tuple[int, int]
+    ) -> Conditions:
+        """Conditions from embeddings that the method's own program has written.
+
+        Args:
+            embeddings: Arrays, or None, by the names that it gives them.
+            size: Rows and columns of the video, of which a first frame must be.
+
+        Raises:
+            ValueError: They do not fit; or no such files are known, as here.
+        """
+        del size
+        raise ValueError(
+            f"{type(self).__name__} knows no embeddings of another program, got "
+            f"{', '.join(sorted(embeddings)) or 'none'}; --save_embeddings_path writes "
+            "those that it takes."
+        )
+
     def encode_part(
         self, params: Mapping[str, Params], name: str, inputs: Any
     ) -> PyTree:

@@ -16,6 +16,18 @@ from fdjax.contract.conditioner import Conditions
 class FlowNetwork(Protocol):
     """What predicts the flow in some of a solver's steps."""
 
+    def weights(self, params: Params, latent: Array) -> Params:
+        """What `predict_flow` takes as its params, where it computes.
+
+        Called once, outside of the loop over the steps. A network whose weights wait
+        elsewhere brings them here.
+
+        Args:
+            params: The transformer's.
+            latent: What the first of the steps sees: there when the steps before it
+                are over.  float32[B, L, C].
+        """
+
     def predict_flow(
         self, params: Params, workspace: PyTree, latent: Array, timestep: Array
     ) -> tuple[PyTree, Array]:
@@ -81,6 +93,11 @@ class Transformer(ParametricComponent):
                 it is handed over: workspace and residue keep what is needed of it.
         """
 
+    def weights(self, params: Params, latent: Array) -> Params:
+        """See `FlowNetwork.weights`; the params unless overridden."""
+        del latent
+        return params
+
     @abc.abstractmethod
     def predict_flow(
         self, params: Params, workspace: PyTree, latent: Array, timestep: Array
@@ -88,7 +105,7 @@ class Transformer(ParametricComponent):
         """One evaluation of the network.
 
         Args:
-            params: Weights.
+            params: Weights, from `weights`.
             workspace: From `start`, or from the call before.
             latent: Noisy chunk.  float32[B, L, C].
             timestep: In [0, 1000].  float32[].

@@ -35,6 +35,8 @@ class StreamInferencePipelineCache:
         autoregressive_index: Index of the next chunk to generate, or of the pending
             one.  int32[B].
         key: Each session's key; its chunk n uses `fold_in(key, n)`.  key[B].
+        is_first: Whether the chunk is the sessions' first and has a solver of its own,
+            `first_scheduler`; always False where there is none. Static.
     """
 
     transformer_cache: PyTree
@@ -43,6 +45,7 @@ class StreamInferencePipelineCache:
     final_state: FinalState | None
     autoregressive_index: Array
     key: Array
+    is_first: bool = flax.struct.field(pytree_node=False, default=False)
 
     @property
     def num_sessions(self) -> int:

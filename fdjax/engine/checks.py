@@ -12,11 +12,11 @@ from fdjax.axes import PyTree
 def readable(leaf: Any) -> bool:
     """Whether the values of a leaf can be looked at without waiting for a device.
 
-    Not those of a tracer, of an array on the devices of another process, or of one that
-    an accelerator has still to compute: it works in order, so that its value would be
-    there only when the chunk before is.
+    Not those of a tracer or a mere shape, of an array on another process's devices, or
+    of one that an accelerator has still to compute: it works in order, so that its
+    value would be there only when the chunk before is.
     """
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
         return False
     if not isinstance(leaf, jax.Array):
         return True

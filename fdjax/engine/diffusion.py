@@ -15,11 +15,14 @@ import numpy as np
 from fdjax.axes import Array, Params, PyTree
 from fdjax.config import Component, InstantiateConfig, Seed
 from fdjax.contract.scheduler import Scheduler, SchedulerConfig
-from fdjax.contract.transformer import Transformer, TransformerConfig
+from fdjax.contract.transformer import FlowNetwork, Transformer, TransformerConfig
 from fdjax.sharding import gathered
 
 PredictFlow = Callable[[PyTree, Array, Array], tuple[PyTree, Array]]
 """`(carry, x_t, timestep) -> (carry, noise - x_0)`; timestep is float32[]."""
+
+BeginSegment = Callable[[Array], PredictFlow]
+"""What predicts some of the steps, given the latent that the first of them sees."""
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -40,46 +43,44 @@ def denoise(
     carry: PyTree,
     noise: Array,
     draws: Array,
-    predict_flow: PredictFlow | Sequence[PredictFlow],
-    *,
-    splits: Sequence[int] = (),
+    predict_flow: PredictFlow | Sequence[tuple[int, BeginSegment]],
 ) -> tuple[PyTree, Array]:
     """Solves from pure noise to a clean latent, threading a carry through.
 
-    One `lax.scan` over the solver's records, or one per segment between the splits.
+    One `lax.scan` over the solver's records, or one per segment.
 
     Args:
         scheduler: The solver.
         carry: State of `predict_flow`, e.g. a workspace with a scratch slot.
         noise: Standard normal.  float32[...].
         draws: Further draws in order of use.  float32[num_draws - 1, ...].
-        predict_flow: The network; or one per segment.
-        splits: Steps before which the loop is split, ascending.
+        predict_flow: The network; or the first step of each segment, ascending from 0,
+            and what gives its network.
 
     Returns:
         The carry, and the clean latent, float32[...].
 
     Raises:
-        ValueError: The splits are no steps of the solver, or `draws` or
-            `predict_flow` are of another number.
+        ValueError: The segments do not begin at ascending steps of the solver, or
+            `draws` are of another number.
     """
     steps = scheduler.steps
     num_steps = len(scheduler.steps.needs_draw)
-    bounds = [0, *splits, num_steps]
-    if any(a >= b for a, b in itertools.pairwise(bounds)):
+    segments = predict_flow
+    if not isinstance(segments, Sequence):
+        whole = segments
+        segments = [(0, lambda latent: whole)]
+    bounds = [*(first for first, _ in segments), num_steps]
+    if bounds[0] != 0 or any(a >= b for a, b in itertools.pairwise(bounds)):
         raise ValueError(
-            f"splits must ascend within the solver's {num_steps} steps, got {splits}."
-        )
-    networks = predict_flow if isinstance(predict_flow, Sequence) else None
-    if networks is not None and len(networks) != len(bounds) - 1:
-        raise ValueError(
-            f"{len(splits)} splits make {len(bounds) - 1} segments; got "
-            f"{len(networks)} networks."
+            f"Segments must begin at step 0 and ascend within the solver's {num_steps} "
+            f"steps, got {bounds[:-1]}."
         )
     draws = _by_step(scheduler, draws)
     state = carry, _gathered(scheduler.init(noise))
-    for number, (first, last) in enumerate(itertools.pairwise(bounds)):
-        predict = predict_flow if networks is None else networks[number]
+    for (first, begin), last in zip(segments, bounds[1:], strict=True):
+        # Outside of the scan: what it brings is brought once.
+        predict = begin(state[1].latent)
 
         def step(
             state: tuple[PyTree, Any], inputs: tuple[Any, Array], predict: Any = predict
@@ -157,6 +158,11 @@ def _by_step(scheduler: Scheduler, draws: Array) -> Array:
     return by_step.at[np.flatnonzero(needs)].set(draws.astype(jnp.float32))
 
 
+def _begin(network: FlowNetwork, params: Params, latent: Array) -> PredictFlow:
+    """A network with its weights, as `denoise` takes it."""
+    return functools.partial(network.predict_flow, network.weights(params, latent))
+
+
 class DiffusionModel(Component):
     """A transformer and a scheduler."""
 
@@ -173,6 +179,18 @@ class DiffusionModel(Component):
         """The solver."""
         scheduler: Scheduler = self.config.scheduler.setup()
         return scheduler
+
+    @functools.cached_property
+    def first(self) -> "DiffusionModel":
+        """What generates a session's first chunk, by the same weights and caches."""
+        scheduler = self.config.first_scheduler
+        if scheduler is None:
+            return self
+        own = dataclasses.replace(
+            self.config, scheduler=scheduler, first_scheduler=None
+        )
+        model: DiffusionModel = own.setup()
+        return model
 
     def generate(
         self,
@@ -209,15 +227,12 @@ class DiffusionModel(Component):
             # [draw, B, L, C]; the last one is that of `finalize`.
             noise = noise[:-1]
         initial, draws = split_noise(noise, shape, num_draws, key)
-        segments = transformer.segments(scheduler.steps.timestep)
-        networks = [
-            functools.partial(network.predict_flow, params) for _, network in segments
+        segments = [
+            (first, functools.partial(_begin, network, params))
+            for first, network in transformer.segments(scheduler.steps.timestep)
         ]
-        splits = [first for first, _ in segments][1:]
         workspace = transformer.start(params, cache, control)
-        workspace, latent = denoise(
-            scheduler, workspace, initial, draws, networks, splits=splits
-        )
+        workspace, latent = denoise(scheduler, workspace, initial, draws, segments)
         cache, residue = transformer.release(workspace)
         clean = gathered(transformer.postprocess(residue, latent))
         chex.assert_shape(clean, latent.shape)
@@ -345,6 +360,10 @@ class DiffusionModelConfig(InstantiateConfig[DiffusionModel]):
 
     scheduler: SchedulerConfig
     """Config of the solver."""
+
+    first_scheduler: SchedulerConfig | None = None
+    """Config of the solver of a session's first chunk, which has nothing to go on;
+    None: that of every chunk."""
 
     context_noise: float = 0.0
     """Timestep, in [0, 1000], at which finished chunks are committed to the cache."""

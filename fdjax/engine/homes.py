@@ -16,6 +16,7 @@ from fdjax.axes import Params, PyTree
 from fdjax.contract.conditioner import Conditions
 from fdjax.engine import stages
 from fdjax.engine.cache import StreamInferencePipelineCache
+from fdjax.engine.programs import call
 
 
 def run(
@@ -31,7 +32,7 @@ def run(
     """
     arguments = sharding.moved(arguments, weights)
     with sharding.home(weights, arguments):
-        return stage(component, weights, *arguments)
+        return call(stage, component, weights, *arguments)
 
 
 def initialize(
@@ -45,7 +46,7 @@ def initialize(
     found = {mesh for mesh in meshes.values() if mesh is not None}
     if len(found) <= 1 and all(mesh.size == 1 for mesh in found):
         conditions = sharding.moved(conditions, params["transformer"])
-        return stages.initialize(pipeline, params, conditions, height, width)
+        return call(stages.initialize, pipeline, params, conditions, height, width)
     caches: dict[str, PyTree] = {}
     for name in stages.CACHES:
         weights = params.get(name, {})

@@ -61,8 +61,9 @@ def chunk_noise(
         that of the commit, which is used with `context_noise` only.
         float32[num_draws + 1, B, T, H, W, C].
     """
+    model = pipeline.diffusion_model
     return _draw(
-        pipeline.diffusion_model,
+        model.first if cache.is_first else model,
         cache.transformer_cache,
         cache.autoregressive_index,
         cache.key,

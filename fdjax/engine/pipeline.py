@@ -39,7 +39,7 @@ from fdjax.engine.cache import (
 from fdjax.engine.checks import check_finite
 from fdjax.engine.conditioner import check_conditions
 from fdjax.engine.diffusion import DiffusionModel, DiffusionModelConfig
-from fdjax.sharding import CACHE, Placement, home, resolve
+from fdjax.sharding import Placement, home
 
 
 class StageProfiler(Protocol):
@@ -125,11 +125,7 @@ class StreamInferencePipeline(Component):
                 continue
             part_key = jax.random.fold_in(key, number)  # the same whatever `only` says
             wanted = placement.part_of(sharding, name)
-            if wanted is None:
-                params[name] = part.init_params(part_key)
-                continue
-            placed = placement.leaf_shardings(part.param_shapes(), wanted)
-            params[name] = jax.jit(part.init_params, out_shardings=placed)(part_key)
+            params[name] = placement.init_params(part, part_key, wanted)
         return params
 
     def load_params(
@@ -278,14 +274,14 @@ class StreamInferencePipeline(Component):
         arguments = self._weights(params), conditions
         if sharding is None:
             caches = homes.initialize(self, *arguments, height, width)
-            return StreamInferencePipelineCache(**caches, final_state=None, key=keys)
-
-        def make(params: Params, conditions: Conditions) -> dict[str, PyTree]:
-            return stages.empty_caches(self, params, conditions, height, width)
-
-        placed = resolve(sharding, jax.eval_shape(make, *arguments), CACHE)
-        caches = jax.jit(make, out_shardings=placed)(*arguments)
-        return StreamInferencePipelineCache(**caches, final_state=None, key=keys)
+        else:
+            caches = stages.initialize_on(sharding, self, *arguments, height, width)
+        return StreamInferencePipelineCache(
+            **caches,
+            final_state=None,
+            key=keys,
+            is_first=self.diffusion_model.config.first_scheduler is not None,
+        )
 
     def _pixel_size(
         self, conditions: Conditions, height: int | None, width: int | None
@@ -335,10 +331,11 @@ class StreamInferencePipeline(Component):
         """
         require(cache, ready=True, caller="update_conditions")
         check_conditions(conditions)
-        transformer_cache = homes.run(
-            stages.update_conditions_in_place if donate else stages.update_conditions,
-            *(self, params["transformer"], cache.transformer_cache, conditions),
+        own = params["transformer"], cache.transformer_cache
+        update = (
+            stages.update_conditions_in_place if donate else stages.update_conditions
         )
+        transformer_cache = homes.run(update, self, *own, conditions)
         return dataclasses.replace(cache, transformer_cache=transformer_cache)
 
     # The autoregressive loop
@@ -387,9 +384,10 @@ class StreamInferencePipeline(Component):
             )
         _record(profiler, "encode", control)
         diffuse = stages.diffuse_in_place if donate else stages.diffuse
+        model = self.diffusion_model
         transformer_cache, final_state, output = homes.run(
             diffuse,
-            self.diffusion_model,
+            model.first if cache.is_first else model,
             params["transformer"],
             cache.transformer_cache,
             control,
@@ -439,9 +437,12 @@ class StreamInferencePipeline(Component):
         """
         require(cache, ready=False, caller="finalize")
         commit = stages.finalize_in_place if donate else stages.finalize
+        model = self.diffusion_model
+        if cache.is_first and noise is not None:
+            model = model.first  # knows how many draws there are before the commit's
         transformer_cache, index = homes.run(
             commit,
-            self.diffusion_model,
+            model,
             params["transformer"],
             cache.transformer_cache,
             cache.final_state,
@@ -455,6 +456,7 @@ class StreamInferencePipeline(Component):
             transformer_cache=transformer_cache,
             final_state=None,
             autoregressive_index=index,
+            is_first=False,
         )
 
     def rollout(

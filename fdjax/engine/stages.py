@@ -16,7 +16,7 @@ from fdjax.contract.conditioner import Conditions
 from fdjax.contract.decoder import StreamingDecoder
 from fdjax.contract.encoder import StreamingEncoder
 from fdjax.engine.diffusion import DiffusionModel, FinalState
-from fdjax.sharding import CACHE, constrain_tree
+from fdjax.sharding import CACHE, Placement, constrain_tree, resolve
 
 CACHES = {
     "transformer": ("transformer_cache", "autoregressive_index"),
@@ -76,6 +76,24 @@ initialize = jax.jit(empty_caches, static_argnums=(0, 3, 4))
 def initialize_part(*args: Any) -> dict[str, PyTree]:
     """`empty_cache`, cut over the mesh in force."""
     return constrain_tree(empty_cache(*args), CACHE)
+
+
+def initialize_on(
+    sharding: Placement,
+    pipeline: Any,
+    params: Params,
+    conditions: Conditions,
+    height: int,
+    width: int,
+) -> dict[str, PyTree]:
+    """`initialize`, with each leaf where a sharding says."""
+
+    def make(params: Params, conditions: Conditions) -> dict[str, PyTree]:
+        return empty_caches(pipeline, params, conditions, height, width)
+
+    placed = resolve(sharding, jax.eval_shape(make, params, conditions), CACHE)
+    caches: dict[str, PyTree] = jax.jit(make, out_shardings=placed)(params, conditions)
+    return caches
 
 
 def _update_conditions(

@@ -31,6 +31,11 @@ class Devices:
     placed: Mapping[str, int]
 
     @property
+    def several(self) -> bool:
+        """Whether anything was asked for."""
+        return self.mesh is not None or bool(self.placed)
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Axes of the mesh."""
         return {} if self.mesh is None else dict(self.mesh.shape)

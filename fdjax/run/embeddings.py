@@ -22,7 +22,7 @@ from fdjax.checkpoint import files, safetensors_format
 from fdjax.checkpoint.metadata import installed_version
 from fdjax.contract.conditioner import Conditioner, Conditions
 from fdjax.engine.conditioner import check_conditions
-from fdjax.run import signals
+from fdjax.run import published, signals
 from fdjax.run.conditions_store import checksum
 from fdjax.run.inputs import RunnerResult
 from fdjax.session import tree
@@ -83,7 +83,8 @@ def load_embeddings(
     """Conditions as `save_embeddings` wrote them, bit for bit.
 
     Args:
-        path: The file.
+        path: The file; or one that the method's own program wrote by `torch.save`, if
+            the conditioner knows such.
         conditioner: Of the settings that they were made with: networks, dtypes, the
             addresses of weights, the negative prompt. Its weights are not needed.
         size: Rows and columns that this run asks for; they matter to a first frame.
@@ -94,6 +95,8 @@ def load_embeddings(
         ValueError: It holds no embeddings, is damaged, or does not fit: says in what.
     """
     path = pathlib.Path(path).expanduser()
+    if published.is_torch_file(path):
+        return published.load(path, conditioner=conditioner, size=size)
     header = _read_header(path)
     check_same(
         f"{path} holds embeddings of another encoder or of other settings",

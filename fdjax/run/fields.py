@@ -35,6 +35,10 @@ def check_fields(config: Any) -> None:
         if limit is not None and value > limit:
             raise ValueError(f"{name} must be at most {limit}, got {value}.")
     devices.check_texts(config.mesh, config.place)
+    if config.compile_only and (config.mesh or config.place):
+        raise ValueError(
+            "compile_only compiles for one device; leave mesh and place out, or run."
+        )
     given = [name for name in _ORIGINS if getattr(config, name) is not None]
     if len(given) > 1:
         raise ValueError(

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import jax
 
-from fdjax.axes import Params
+from fdjax.axes import Params, PyTree
+from fdjax.checkpoint import placement
 from fdjax.checkpoint.store import param_shapes
 from fdjax.contract.component import ParametricComponent
 from fdjax.contract.conditioner import Conditions
@@ -16,7 +17,7 @@ from fdjax.engine.cache import StreamInferencePipelineCache
 from fdjax.engine.pipeline import StreamInferencePipeline
 from fdjax.run import memory
 from fdjax.run.devices import Devices
-from fdjax.sharding import CACHE, PARAMS
+from fdjax.sharding import CACHE, Placement, is_host_memory
 
 _LARGE = 10**9  # bytes of memory from which a run is told about before it starts
 _log = logging.getLogger(__name__)
@@ -32,12 +33,14 @@ class Needs:
         cache: What a session starts from and carries from chunk to chunk, and one
             picture.
         num_devices: Devices of which each holds so much.
+        host: Weights that wait in the host's memory, by component.
     """
 
     one_shot: Mapping[str, int]
     weights: Mapping[str, int]
     cache: int
     num_devices: int = 1
+    host: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def peak(self) -> int:
@@ -57,6 +60,7 @@ class Needs:
             weights=weights,
             cache=self.cache if weights else 0,
             num_devices=self.num_devices,
+            host={name: n for name, n in self.host.items() if name in kept},
         )
 
     def check(self) -> None:
@@ -65,6 +69,12 @@ class Needs:
         Raises:
             ValueError: With both numbers, and what makes them smaller.
         """
+        waiting, host = sum(self.host.values()), memory.host_memory()
+        if host is not None and waiting > host:
+            raise ValueError(
+                f"This run keeps {memory.size_text(waiting)} of weights in the host's "
+                f"memory; this machine has {memory.size_text(host)}."
+            )
         available, where = memory.device_memory(self.num_devices)
         if available is None or self.peak <= available:
             return
@@ -136,6 +146,7 @@ def of_rollout(
     conditions: Conditions,
     size: tuple[int, int],
     devices: Devices,
+    sharding: Placement | None = None,
 ) -> Needs:
     """What a rollout needs, from shapes alone.
 
@@ -145,6 +156,7 @@ def of_rollout(
         conditions: Arrays, or their shapes.
         size: Rows and columns of the video.
         devices: On which it runs; a part that is placed elsewhere is not counted.
+        sharding: Where the weights live.
 
     Raises:
         ValueError: A condition or a size does not fit.
@@ -156,20 +168,46 @@ def of_rollout(
     transformer = pipeline.diffusion_model.transformer
     latent = 4 * math.prod(transformer.latent_shape(cache.transformer_cache))
     picture = 3 * 4 * math.prod(size)
+    held = {
+        name: _held(
+            pipeline.components[name], leaves, placement.part_of(sharding, name)
+        )
+        for name, leaves in weights.items()
+        if name not in devices.placed or name == "transformer"
+    }
     return Needs(
         one_shot={
             name: memory.num_bytes(shapes[name])
             for name in one_shot(pipeline)
             if name not in devices.placed
         },
-        weights={
-            name: devices.num_bytes(weights[name], PARAMS)
-            for name in weights
-            if name not in devices.placed or name == "transformer"
-        },
+        weights={name: near for name, (near, _) in held.items()},
         cache=devices.num_bytes(cache, CACHE)
         + memory.num_bytes(conditions)
         + latent
         + picture,
         num_devices=1 if devices.mesh is None else devices.mesh.size,
+        host={name: far for name, (_, far) in held.items() if far},
     )
+
+
+def _held(
+    component: ParametricComponent, shapes: PyTree, sharding: Placement | None
+) -> tuple[int, int]:
+    """Bytes of weights that the device holds at most, and bytes that the host holds.
+
+    Of parts whose weights wait with the host, one at a time is on the device.
+    """
+    placed = placement.leaf_shardings(shapes, sharding)
+
+    def size(sharding: jax.sharding.Sharding, leaf: jax.ShapeDtypeStruct) -> int:
+        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    def waits(sharding: jax.sharding.Sharding, leaf: jax.ShapeDtypeStruct) -> int:
+        return size(sharding, leaf) if is_host_memory(sharding) else 0
+
+    near = sum(jax.tree.leaves(jax.tree.map(size, placed, shapes)))
+    far = jax.tree.map(waits, placed, shapes)
+    total = sum(jax.tree.leaves(far))
+    parts = [sum(jax.tree.leaves(far[name])) for name in component.parts] or [total]
+    return near - total + max(parts), total

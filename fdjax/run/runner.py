@@ -2,7 +2,7 @@
 
 `Runner.run` checks every input first, then loads weights, then streams: the device
 makes a chunk while the host encodes the one before. A method overrides `read_inputs`,
-and `encode_conditions` or `first_pipeline` where those are special.
+and `encode_conditions` where that is special.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import logging
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
@@ -23,10 +22,11 @@ from fdjax.config import InstantiateConfig, Seed
 from fdjax.contract.component import ParametricComponent, leaves
 from fdjax.contract.conditioner import Conditions
 from fdjax.engine import homes
-from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipelineConfig
+from fdjax.engine.pipeline import StreamInferencePipelineConfig
+from fdjax.engine.programs import Programs
 from fdjax.run import (
+    ahead,
     conditions_store,
-    devices,
     downloads,
     embeddings,
     finite,
@@ -39,7 +39,7 @@ from fdjax.run import (
     stream,
     weights,
 )
-from fdjax.run.controls import FOREVER, End
+from fdjax.run.controls import End
 from fdjax.run.fields import check_fields
 from fdjax.run.inputs import RunnerInputs, RunnerResult
 from fdjax.run.outputs import Arrangement, OutputWriter
@@ -47,6 +47,7 @@ from fdjax.run.prompts import encode_prompts
 from fdjax.run.reading import InputReader
 from fdjax.run.report import RunReport
 from fdjax.run.writer import NullWriter
+from fdjax.sharding import Placement
 
 _log = logging.getLogger(__name__)
 
@@ -57,16 +58,6 @@ class Runner(InputReader):
     config: "RunnerConfig"
 
     # What methods override
-
-    @property
-    def first_pipeline(self) -> StreamInferencePipeline:
-        """What generates chunk 0, by the weights and caches of `pipeline`."""
-        return self.pipeline
-
-    @functools.cached_property
-    def devices(self) -> devices.Devices:
-        """Where the parts of the pipeline live, as the config asks."""
-        return devices.find(self.config.mesh, self.config.place, self.pipeline)
 
     def read_inputs(self) -> RunnerInputs:
         """Reads and checks what the config names; runs before any weight is read.
@@ -92,6 +83,14 @@ class Runner(InputReader):
         return conditions_store.cached(conditioner).encode(
             params, text=inputs.text, image=inputs.image
         )
+
+    def weights_placement(self) -> Placement | None:
+        """Where the weights live, as `StreamInferencePipeline.init_params` takes it.
+
+        Raises:
+            ValueError: There is no such place here.
+        """
+        return self.devices.placement(needs.streaming(self.pipeline))
 
     # The run
 
@@ -120,7 +119,7 @@ class Runner(InputReader):
             return embeddings.keep(config, self.pipeline.conditioner, conditions)
         session = None
         if config.resume is not None:
-            session = stream.resume(config.resume, self.pipeline)
+            session = stream.resume(config.resume, self.pipeline, self.devices)
         first = 0 if session is None else session.first
         if (num_chunks := self.num_chunks(inputs, first)) < 1:
             raise ValueError(
@@ -129,8 +128,18 @@ class Runner(InputReader):
                 if first
                 else "The controls must span at least one chunk, got none."
             )
-        self._tell_end(inputs, first + num_chunks)
-        params, session = self._begin(inputs, session, num_chunks)
+        self.tell_end(inputs, first + num_chunks)
+        compiling = ahead.compile_ahead(
+            self,
+            inputs,
+            None if session else self._condition_shapes(inputs),
+            session.cache if session else None,
+            first,
+        )
+        if config.compile_only:
+            told = config.progress is not False
+            return ahead.compile_only(compiling, told=told)
+        params, session = self._begin(inputs, session, num_chunks, compiling)
         folder = pathlib.Path(os.path.expanduser(config.output_dir))
         with contextlib.ExitStack() as stack:
             name = config.output_name
@@ -152,7 +161,7 @@ class Runner(InputReader):
         memory.check_device()
         _ = self.pipeline.components
         if str(self.devices):
-            self._say("On %s.", self.devices)
+            self.say("On %s.", self.devices)
         self.pipeline.latent_size(config.pixel_height, config.pixel_width)
         ready = embeddings.prepare(config, self.pipeline.conditioner)
         inputs = dataclasses.replace(self.read_inputs(), conditions=ready)
@@ -172,42 +181,16 @@ class Runner(InputReader):
                 config.runner_name,
             )
         else:
-            downloads.check_local(leaves(self._parts_read(inputs)).values())
+            weights.check(self.pipeline, self._parts_read(inputs))
         self._check_memory(inputs)
         return inputs
 
-    def num_chunks(self, inputs: RunnerInputs, first: int = 0) -> int:
-        """Chunks that a run makes: `total_blocks`, or fewer if the controls end.
-
-        Args:
-            inputs: From `read_inputs`.
-            first: The chunk at which it begins; the controls are of the whole session.
-        """
-        chunks = [self.config.total_blocks]
-        if inputs.controls is not None:
-            chunks.append(len(inputs.controls) - first)
-        elif inputs.script is not None and inputs.script.length < FOREVER:
-            length, before = inputs.script.length, self.frames_before
-            later = before(2) - before(1)
-            chunks.append(1 + max(0, -((before(1) - length) // later)) - first)
-        return min(chunks)
-
-    def _tell_end(self, inputs: RunnerInputs, chunks: int) -> None:
-        """Says what comes when the controls end, if the session lives to see it."""
-        script = inputs.script
-        if script is None or script.num_frames > self.frames_before(chunks):
-            return
-        then = {
-            "stop": "and the run with the chunk; --controls_end hold and repeat go on",
-            "hold": "and the last of them is held on",
-            "repeat": "and begin again",
-        }
-        self._say(
-            "The controls end at frame %d, %s.", script.num_frames, then[script.end]
-        )
-
     def _begin(
-        self, inputs: RunnerInputs, session: stream.Session | None, num_chunks: int
+        self,
+        inputs: RunnerInputs,
+        session: stream.Session | None,
+        num_chunks: int,
+        compiling: Programs,
     ) -> tuple[Params, stream.Session]:
         """The weights that stream, on the device, and the session's beginning."""
         streaming = list(needs.streaming(self.pipeline))
@@ -222,14 +205,19 @@ class Runner(InputReader):
         if session is not None:
             _log.info("Resumed at chunk %d; prompt, image and seed are its own.", first)
             params = self._weights(streaming)
-            cache = homes.placed(params, session.cache)
-            return params, dataclasses.replace(session, cache=cache, switches=switches)
+            session.cache = homes.placed(params, session.cache)
+            session.switches, session.compiling = switches, compiling
+            return params, session
         assert conditions is not None
         # A size or a condition that does not fit shows in the shapes alone.
         self._needs(conditions).of(streaming).check()
         params = self._weights(streaming)
-        cache = self._initialize_cache(params, conditions)
-        return params, stream.Session(self.pipeline, cache, switches=switches)
+        compiling.wait(0)
+        cache = self.new_cache(params, conditions)
+        session = stream.Session(
+            self.pipeline, cache, switches=switches, compiling=compiling
+        )
+        return params, session
 
     def _encoder_weights(self) -> conditions_store.WeightsOnDemand:
         """Weights of the encoders of conditions, loaded when they are used."""
@@ -248,6 +236,8 @@ class Runner(InputReader):
 
     def _parts_read(self, inputs: RunnerInputs) -> dict[str, ParametricComponent]:
         """The parts whose weights the run reads."""
+        if self.config.compile_only:
+            return {}
         if self.config.save_embeddings_path is not None:
             return needs.one_shot(self.pipeline)
         ready = inputs.conditions is not None
@@ -274,7 +264,6 @@ class Runner(InputReader):
                     writer,
                     report,
                     watch,
-                    first_pipeline=self.first_pipeline,
                     keep_nonfinite=config.allow_nonfinite,
                     keep_whole=config.save_session,
                 )
@@ -315,7 +304,8 @@ class Runner(InputReader):
         session.save(report.paths.session, notes)
         report.has_session = True
 
-    def _initialize_cache(self, params: Params, conditions: Conditions) -> PyTree:
+    def new_cache(self, params: Params, conditions: Conditions) -> PyTree:
+        """The cache of a new session of this size and seed."""
         seed = self.config.seed
         # Of an image its own size counts: a method may choose it by the picture.
         sized = conditions.image is not None
@@ -334,13 +324,7 @@ class Runner(InputReader):
             parts = leaves(self._parts_read(inputs)).values()
             paths = (part.checkpoint_path for part in parts)
             downloads.announce(filter(None, paths))
-        if type(self).encode_conditions is Runner.encode_conditions:
-            encode = functools.partial(
-                self.pipeline.encode_conditions, text=inputs.text, image=inputs.image
-            )
-        else:
-            encode = functools.partial(self.encode_conditions, inputs=inputs)
-        shapes = inputs.conditions or needs.condition_shapes(self.pipeline, encode)
+        shapes = self._condition_shapes(inputs)
         if shapes is None:
             return
         needed = self._needs(shapes).of(self._parts_read(inputs))
@@ -348,22 +332,28 @@ class Runner(InputReader):
         if told:
             needed.announce(self.config.runner_name)
 
+    def _condition_shapes(self, inputs: RunnerInputs) -> Conditions | None:
+        """Shapes of the conditions, or those that are ready; None: unknown."""
+        if inputs.conditions is not None:
+            return inputs.conditions
+        if type(self).encode_conditions is Runner.encode_conditions:
+            encode = functools.partial(
+                self.pipeline.encode_conditions, text=inputs.text, image=inputs.image
+            )
+        else:
+            encode = functools.partial(self.encode_conditions, inputs=inputs)
+        return needs.condition_shapes(self.pipeline, encode)
+
     def _needs(self, conditions: Conditions) -> needs.Needs:
         size = self.config.pixel_height, self.config.pixel_width
+        where = self.weights_placement()
         return needs.of_rollout(
-            self.pipeline, self._initialize_cache, conditions, size, self.devices
+            self.pipeline, self.new_cache, conditions, size, self.devices, where
         )
 
     def _weights(self, only: Sequence[str]) -> Params:
-        random = self.config.random_weights
-        return weights.make(
-            self.pipeline, only, self.devices, random=random, say=self._say
-        )
-
-    def _say(self, text: str, *values: Any) -> None:
-        """Tells what a run is at, unless `progress` is off."""
-        if self.config.progress is not False:
-            _log.info(text, *values)
+        where, random = self.weights_placement(), self.config.random_weights
+        return weights.make(self.pipeline, only, where, random=random, say=self.say)
 
     def _writer(
         self, report: RunReport, inputs: RunnerInputs
@@ -453,6 +443,9 @@ class RunnerConfig(InstantiateConfig[Runner]):
 
     place: str | None = None
     """Parts and the numbers of devices to put them on, such as decoder=1."""
+    compile_only: bool = False
+    """Compile the programs of this size into the compilation cache, without weights,
+    and stop."""
 
     profile: bool = False
     """Measure every stage; waits for the device after each, which costs speed."""

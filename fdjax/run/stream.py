@@ -10,7 +10,9 @@ import jax
 
 from fdjax.axes import Params, PyTree
 from fdjax.engine.pipeline import StreamInferencePipeline
+from fdjax.engine.programs import Programs
 from fdjax.run import memory, signals, stats
+from fdjax.run.devices import Devices
 from fdjax.run.finite import FiniteWatch
 from fdjax.run.prompts import Switches
 from fdjax.run.report import RunReport
@@ -27,12 +29,14 @@ class Session:
         cache: Ready, unless an interrupt came in the midst of a chunk.
         first: Index of the run's first chunk in the session: above 0 in a resumed one.
         switches: Prompts that change in the midst of it.
+        compiling: Its programs.
     """
 
     pipeline: StreamInferencePipeline
     cache: PyTree
     first: int = 0
     switches: Switches = dataclasses.field(default_factory=Switches)
+    compiling: Programs | None = None
 
     def save(self, path: pathlib.Path, notes: dict[str, Any]) -> None:
         """Writes it; see `fdjax.session.store.save_cache`."""
@@ -50,7 +54,9 @@ class Session:
         )
 
 
-def resume(path: str | pathlib.Path, pipeline: StreamInferencePipeline) -> Session:
+def resume(
+    path: str | pathlib.Path, pipeline: StreamInferencePipeline, devices: Devices
+) -> Session:
     """A session from a file that a run wrote.
 
     Raises:
@@ -58,7 +64,7 @@ def resume(path: str | pathlib.Path, pipeline: StreamInferencePipeline) -> Sessi
             is pending, or its sessions are of different age.
     """
     # It goes to its devices when the weights are there: one may not hold it whole.
-    with memory.on_host():
+    with memory.on_host() if devices.several else contextlib.nullcontext():
         cache = store.load_cache(path, pipeline=pipeline)
     ages = sorted(set(jax.device_get(cache.autoregressive_index).tolist()))
     if len(ages) > 1 or cache.final_state is not None:
@@ -77,7 +83,6 @@ def stream(
     report: RunReport,
     watch: FiniteWatch,
     *,
-    first_pipeline: StreamInferencePipeline,
     keep_nonfinite: bool = False,
     keep_whole: bool = False,
 ) -> None:
@@ -93,7 +98,6 @@ def stream(
         writer: Takes each chunk.
         report: Says how many; its stages are filled if there is a profiler.
         watch: Is told of each stage; its profiler measures.
-        first_pipeline: Generates chunk 0 of the session.
         keep_nonfinite: Go on after a chunk that is not finite.
         keep_whole: Let no interrupt come between a chunk and its commit.
     """
@@ -109,8 +113,7 @@ def stream(
                 )
             if measured is not None:
                 measured.start()
-            maker = pipeline if session.first + index else first_pipeline
-            cache, output = maker.generate(
+            cache, output = pipeline.generate(
                 params, session.cache, control, donate=True, profiler=watch
             )
             chunk = watch.end_chunk(index)
@@ -120,6 +123,8 @@ def stream(
             if measured is not None:
                 measured.skip()
             session.cache = cache
+            if index == 0 and session.compiling is not None:
+                session.compiling.wait()
             session.cache = pipeline.finalize(
                 params, cache, donate=True, profiler=watch
             )

@@ -15,13 +15,14 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from fdjax.axes import Array
+from fdjax.config import DTypeName
 from fdjax.contract.scheduler import (
     LatentState,
     Scheduler,
     SchedulerConfig,
     require,
 )
-from fdjax.schedulers.levels import add_noise_of_nearest, warp
+from fdjax.schedulers.levels import add_noise_of_nearest, rounded, warp
 
 _TIMESTEP_DTYPES = ("float32", "int64")
 
@@ -104,10 +105,13 @@ class FlowMatchScheduler(Scheduler):
         return FlowMatchStep(
             timestep=timestep,
             needs_draw=np.arange(len(raw)) < len(raw) - 1,
-            sigma=sigma,
-            keep=np.float32(1) - following,
-            renoise=following,
+            sigma=self._rounded(sigma),
+            keep=self._rounded(np.float32(1) - following),
+            renoise=self._rounded(following),
         )
+
+    def _rounded(self, weights: np.ndarray) -> np.ndarray:
+        return rounded(weights, self.config.level_dtype)
 
     def init(self, noise: Array) -> LatentState:
         """The noise itself; see `Scheduler.init`."""
@@ -129,6 +133,7 @@ class FlowMatchScheduler(Scheduler):
             noise,
             timesteps=self.training_timesteps,
             sigmas=self.training_sigmas,
+            dtype=self.config.level_dtype,
         )
 
 
@@ -160,6 +165,11 @@ class FlowMatchSchedulerConfig(SchedulerConfig):
 
     extra_one_step: bool = True
     """Whether the training table stops one point before `sigma_min`, as Wan's does."""
+
+    level_dtype: DTypeName = "float32"
+    """float32, or bfloat16: weights of latents are rounded, as they are where latents
+    are bfloat16 in NVIDIA/flashdreams (infra/diffusion/scheduler/fm.py): the level
+    0.8036 and its complement become 0.8047 and 0.1963. Sums are float32 still."""
 
     timestep_dtype: str = "float32"
     """float32, or int64: the network is told the timestep without its fraction."""

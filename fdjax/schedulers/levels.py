@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from fdjax.axes import Array
 from fdjax.contract.scheduler import SchedulerConfig
@@ -41,11 +41,25 @@ def add_noise_of_nearest(
     *,
     timesteps: np.ndarray,
     sigmas: np.ndarray,
+    dtype: DTypeLike = jnp.float32,
 ) -> Array:
-    """`Scheduler.add_noise` by a table of timesteps and their levels, float32[...]."""
+    """`Scheduler.add_noise` by a table of timesteps and their levels, float32[...].
+
+    The level and its complement are rounded to `dtype`, each by itself.
+    """
     clean, noise = jnp.asarray(clean, jnp.float32), jnp.asarray(noise, jnp.float32)
     # The table's levels, not timestep / 1000: the reference snaps to the nearest
     # entry, while the network is told the timestep itself.
     distance = jnp.abs(timesteps - jnp.asarray(timestep, jnp.float32))
-    sigma = jnp.asarray(sigmas)[jnp.argmin(distance)]
-    return (1 - sigma) * clean + sigma * noise
+    nearest = jnp.argmin(distance)
+    # Rounded in numpy: a compiler may leave out a conversion there and back.
+    keep, renoise = (
+        jnp.asarray(rounded(weights, dtype))[nearest]
+        for weights in (np.float32(1) - sigmas, sigmas)
+    )
+    return keep * clean + renoise * noise
+
+
+def rounded(weights: np.ndarray, dtype: DTypeLike) -> np.ndarray:
+    """Numbers as a dtype holds them.  float32[...]."""
+    return weights.astype(jnp.dtype(dtype)).astype(np.float32)

@@ -11,11 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, Sharding
 
 from fdjax.axes import Array, PyTree
 from fdjax.contract.transformer import Transformer
 from fdjax.engine.cache import StreamInferencePipelineCache
 from fdjax.engine.pipeline import StreamInferencePipeline
+from fdjax.sharding import CACHE, resolve
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,7 @@ class Entry:
         encoder_cache: The control encoder's state before the chunk.
         decoder_cache: The decoder's state before the chunk.
         autoregressive_index: Index of the chunk.  int32[B].
+        is_first: Whether the chunk has a solver of its own; see the cache.
         shardings: Where the arrays lay if they are on the host now, else None.
     """
 
@@ -34,6 +37,7 @@ class Entry:
     encoder_cache: PyTree
     decoder_cache: PyTree
     autoregressive_index: Array
+    is_first: bool = False
     shardings: PyTree | None = None
 
     @property
@@ -67,6 +71,7 @@ def take(
         encoder_cache=cache.encoder_cache,
         decoder_cache=cache.decoder_cache,
         autoregressive_index=cache.autoregressive_index,
+        is_first=cache.is_first,
     )
 
 
@@ -90,6 +95,7 @@ def restore(
         encoder_cache=entry.encoder_cache,
         decoder_cache=entry.decoder_cache,
         autoregressive_index=entry.autoregressive_index,
+        is_first=entry.is_first,
         final_state=None,
     )
 
@@ -107,6 +113,17 @@ def to_device(entry: Entry) -> Entry:
     if entry.shardings is None:
         return entry
     return _with_arrays(entry, jax.device_put(entry.arrays, entry.shardings), None)
+
+
+def placed(entry: Entry, placement: Mesh | Sharding) -> Entry:
+    """An entry that was read, on the host; its arrays belong where a cache's would."""
+    names = "kv", "encoder_cache", "decoder_cache", "autoregressive_index"
+    parts = dict(zip(names, entry.arrays, strict=True))
+    shardings = resolve(placement, parts, CACHE)
+    assert shardings is not None
+    return dataclasses.replace(
+        entry, shardings=tuple(shardings[name] for name in names)
+    )
 
 
 def copy_cache(cache: StreamInferencePipelineCache) -> StreamInferencePipelineCache:

@@ -419,9 +419,8 @@ class StreamingDiT(Transformer):
             layers = (None,) * layout.num_layers
         latent, timestep = self.inputs(latent, timestep, cache, workspace.control)
         latent = self.rows(self.split_views(latent, cache), by_view=True)
-        if layout.num_rows > 1:
-            # Rows are cut from it then, not sent.
-            latent = sharding.gathered(latent)
+        # Rows and tokens are cut from what all devices hold, and nothing is sent.
+        latent = sharding.gathered(latent)
         return self.forward(
             params,
             sharding.constrain(latent, "BLC"),

@@ -43,7 +43,8 @@ def _flow(
     transformer, timestep = model.transformer, model.scheduler.steps.timestep[0]
     workspace = transformer.start(params, cache, control)
     [(_, network), *_] = transformer.segments(model.scheduler.steps.timestep)
-    return network.predict_flow(params, workspace, latent, jnp.float32(timestep))[1]
+    weights = network.weights(params, latent)
+    return network.predict_flow(weights, workspace, latent, jnp.float32(timestep))[1]
 
 
 def _encode(

@@ -139,6 +139,27 @@ def _random_map(num_frames: int, size: tuple[int, int]) -> Any:
     )
 
 
+def placement(pipeline: Any, offload_share: float) -> Any:
+    """Where the weights live: None, the device, or a share of them with the host.
+
+    Raises:
+        ValueError: A share is given, and the method has no experts that take turns.
+    """
+    from fdjax.checkpoint.placement import default_sharding
+    from fdjax.sharding import in_host_memory
+
+    if not offload_share:
+        return None
+    transformer = pipeline.diffusion_model.transformer
+    if not transformer.parts:
+        raise ValueError(
+            "--offload_expert is for methods of two experts, got "
+            f"{pipeline.config.name!r}."
+        )
+    shapes = transformer.param_shapes()
+    return {"transformer": in_host_memory(default_sharding(), shapes, offload_share)}
+
+
 def first_steady_chunk(config: Any) -> int:
     """Index of the first chunk that finds a full window."""
     [layout, *_] = config.diffusion_model.transformer.layout.frames
@@ -160,6 +181,11 @@ def reference_spec(config: Any) -> dict[str, Any]:
     """
     transformer = config.diffusion_model.transformer
     scheduler = config.diffusion_model.scheduler
+    if transformer.setup().parts:
+        raise ValueError(
+            "--reference and --compare_chunks are for methods of one network, got "
+            f"{config.name!r}."
+        )
     if follows_map(config):
         return _cosmos_spec(config)
     network = {name: getattr(transformer.network, name) for name in _NETWORK_FIELDS}

@@ -114,11 +114,14 @@ class Runs:
         from fdjax.run import devices, needs
 
         found = devices.find(self.spec["mesh"], self.spec["place"], self.pipeline)
+        where = found.placement(needs.streaming(self.pipeline))
+        if not found.several:
+            where = methods.placement(self.pipeline, self.spec["offload_share"])
         return jax.block_until_ready(
             self.pipeline.init_params(
                 jax.random.key(0),
                 only=only,
-                sharding=found.placement(needs.streaming(self.pipeline)),
+                sharding=where,
             )
         )
 
@@ -209,7 +212,7 @@ class Runs:
         medians = {}
         for waits in (False, True):
             times = []
-            for _ in range(count):
+            for _ in range(min(count, self.spec["steady_chunks"])):
                 jax.block_until_ready(self.cache)
                 start = time.perf_counter()
                 self.cache, video = self.pipeline.generate(

@@ -1,5 +1,6 @@
 """Placement by tables: what is cut, what stays whole, and that the numbers stay."""
 
+import types
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec, SingleDeviceSharding
 
 from fdjax import sharding
+from fdjax.checkpoint.placement import default_sharding
 from fdjax_models.networks.wan_dit.transformer import WanTransformerConfig
 from tests import tiny
 from tests.networks.wan_dit import tiny as wan
@@ -158,3 +160,39 @@ def test_another_network_is_cut_by_sessions_alone():
     transformer.check_mesh({"data": 2, "sequence": 1})
     with pytest.raises(ValueError, match=r"sessions alone, .* got sequence, tensor"):
         transformer.check_mesh({"sequence": 2, "tensor": 2})
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+def test_a_share_of_the_bytes_waits_with_the_host(share):
+    """Evenly spread: in every run of leaves, to the size of one."""
+    shapes = [jax.ShapeDtypeStruct((8,), jnp.float32)] * 20
+    placed = sharding.in_host_memory(default_sharding(), shapes, share)
+    far = np.cumsum([sharding.is_host_memory(each) for each in placed])
+    assert np.abs(far - share * np.arange(1, 21)).max() <= 0.5 + 1e-9
+
+
+def test_what_waits_is_brought_and_the_rest_left():
+    near = {"a": jnp.arange(3.0), "b": jnp.arange(4.0)}
+    where = sharding.in_host_memory(default_sharding(), near["a"])
+    tree = near | {"a": jax.device_put(near["a"], where)}
+
+    def use(tree, x):
+        return jax.tree.map(jnp.sin, sharding.to_device_memory(tree, after=x))
+
+    made = jax.jit(use)(tree, jnp.ones(2))
+    jax.tree.map(np.testing.assert_array_equal, made, jax.jit(use)(near, jnp.ones(2)))
+    assert {leaf.sharding.memory_kind for leaf in made.values()} == {"device"}
+    assert tree["a"].sharding.memory_kind == "pinned_host"
+    assert sharding.to_device_memory(tree)["b"] is tree["b"]
+
+
+def test_devices_without_memory_of_the_host_are_named():
+    class Device:
+        id, device_kind = 0, "Abacus"
+
+        def addressable_memories(self):
+            return [types.SimpleNamespace(kind="beads")]
+
+    placement = types.SimpleNamespace(device_set={Device()})
+    with pytest.raises(ValueError, match="kind pinned_host; Abacus has beads"):
+        sharding.in_host_memory(placement, [])

@@ -1,7 +1,6 @@
 """Cosmos-Reason1 against transformers and flashdreams: chat, states, features."""
 
 import dataclasses
-import types
 
 import jax
 import jax.numpy as jnp
@@ -19,21 +18,11 @@ from tests.parity import imports
 from tests.parity.comparison import assert_close
 
 torch = imports.lazy("torch")
-transformers = imports.lazy("transformers")
+reason1_files = imports.lazy("tests.parity.reason1_files")
 reference = imports.lazy("flashdreams.infra.encoder.text.cosmos_reason1")
 
 pytestmark = imports.requires("torch", "transformers", "flashdreams")
 
-# What the published processor has, without its branches for pictures and videos.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
-    "{{ message['content'] }}<|im_end|>\n{% else %}"
-    "{% for content in message['content'] %}{{ content['text'] }}{% endfor %}"
-    "<|im_end|>\n{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 TEXTS = [
     "an  ocean &amp; a bus\n",
     "",
@@ -54,46 +43,6 @@ OTHER = CosmosReason1EncoderConfig(
 )
 
 
-def _model(config, seed=0):
-    torch.manual_seed(seed)
-    halves = config.head_dim // 2
-    text = {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "intermediate_size": config.mlp_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "rms_norm_eps": config.epsilon,
-        "rope_theta": config.rope_theta,
-        "max_position_embeddings": 1024,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": config.rope_theta,
-            "mrope_section": [halves - 2 * (halves // 3), halves // 3, halves // 3],
-        },
-        "tie_word_embeddings": False,
-    }
-    vision = {
-        "depth": 1,
-        "hidden_size": 8,
-        "num_heads": 2,
-        "intermediate_size": 8,
-        "out_hidden_size": config.width,
-    }
-    model = transformers.Qwen2_5_VLForConditionalGeneration(
-        transformers.Qwen2_5_VLConfig(
-            text_config=text, vision_config=vision, tie_word_embeddings=False
-        )
-    ).eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            # The library's init is so small that attention would hardly matter.
-            scale = 0.3 if weight.ndim > 1 else 0.5
-            weight.copy_(torch.randn_like(weight) * scale + ("norm" in name))
-    return model
-
-
 def _params(model, config):
     source = {
         key.removeprefix("model."): value.numpy()
@@ -106,44 +55,23 @@ def _params(model, config):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A repository in the published layout."""
-    path = tmp_path_factory.mktemp("Cosmos-Reason1")
-    _model(tiny.CONFIG).save_pretrained(path)
-    tiny.tokenizer().save(str(path / "tokenizer.json"))
-    return path
+    return reason1_files.write(tmp_path_factory.mktemp("Cosmos-Reason1"))
 
 
 @pytest.fixture(scope="module")
 def their_tokenizer(folder):
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"),
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        chat_template=CHAT_TEMPLATE,
-    )
+    return reason1_files.tokenizer(folder)
 
 
 @pytest.fixture(scope="module")
-def their_encoder(folder, their_tokenizer):
-    """flashdreams' class over that repository."""
-    # The processor adds to the tokenizer only what prepares pictures.
-    processor = types.SimpleNamespace(tokenizer=their_tokenizer)
-    loader = types.SimpleNamespace(from_pretrained=lambda *_, **__: processor)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            reference, "maybe_download_hf_repo_on_rank0", lambda *_, **__: None
-        )
-        patch.setattr(reference, "AutoProcessor", loader)
-        return reference.CosmosReason1TextEncoderConfig(
-            model_name=str(folder),
-            revision=None,
-            max_length=tiny.CONFIG.max_length,
-            dtype=torch.float32,
-        ).setup()
+def their_encoder(folder):
+    with reason1_files.readable():
+        return reason1_files.encoder_config(folder).setup()
 
 
 @pytest.mark.parametrize("config", [tiny.CONFIG, OTHER], ids=["grouped", "plain"])
 def test_states_of_every_layer(config):
-    model = _model(config)
+    model = reason1_files.model(config)
     ids = np.random.default_rng(1).integers(0, config.vocab_size, (2, 33))
     with torch.no_grad():
         outputs = model(input_ids=torch.tensor(ids), output_hidden_states=True)
@@ -221,7 +149,7 @@ def test_bfloat16_normalisation_rounds_as_torch_does(their_encoder):
 
 def test_bfloat16_error_is_that_of_the_reference():
     config = tiny.CONFIG
-    model = _model(config)
+    model = reason1_files.model(config)
     params = _params(model, config)
     ids = np.random.default_rng(2).integers(0, config.vocab_size, (2, 40))
 

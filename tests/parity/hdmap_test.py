@@ -9,9 +9,9 @@ import pytest
 from fdjax.contract.conditioner import Conditions
 from fdjax_convert import rules
 from fdjax_convert.tables import wan_vae
-from fdjax_models.networks.hdmap.image_encoder import FirstFrameEncoderConfig
 from fdjax_models.networks.hdmap.pixel_shuffle import PixelShuffleEncoderConfig
 from fdjax_models.networks.hdmap.vae_encoder import HdMapVaeEncoderConfig
+from fdjax_models.networks.wan_vae.first_frame import FirstFrameEncoderConfig
 from fdjax_models.networks.wan_vae.vae import WanVaeEncoderConfig
 from tests.parity import imports
 from tests.parity.comparison import assert_close

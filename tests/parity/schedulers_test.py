@@ -68,7 +68,7 @@ def reference(config):
     fields = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
-        if field.name != "_target"
+        if field.name not in ("_target", "level_dtype")
     }
     if isinstance(config, FlowMatchSchedulerConfig):
         fields["denoising_timesteps"] = list(config.denoising_timesteps)
@@ -108,6 +108,35 @@ def test_flow_match_of_flashdreams(fields):
     # Not halfway between two entries, where round-off decides.
     timesteps = (0, 0.3, 128, 500.2, 999.9)
     assert_same_noise(config, expected, timesteps)
+
+
+@pytest.mark.parametrize("level_dtype", ["bfloat16", "float32"])
+def test_flow_match_of_flashdreams_on_bfloat16(level_dtype):
+    """With rounded levels a single product is that of the reference, bit for bit."""
+    config = FlowMatchSchedulerConfig(
+        num_inference_steps=1,
+        denoising_timesteps=(450,),
+        shift=5.0,
+        level_dtype=level_dtype,
+    )
+    theirs, scheduler = reference(config), config.setup()
+    # What bfloat16 holds, so that all that is rounded is the levels and the product.
+    numbers = np.asarray(jnp.bfloat16(rng_noise(1, *SHAPE)[0]), np.float32)
+    zeros, given = np.zeros_like(numbers), torch.from_numpy(numbers).bfloat16()
+    add_noise, alike = jax.jit(scheduler.add_noise), []
+    for clean, noise in ((numbers, zeros), (zeros, numbers)):
+        with flashdreams_cpu.draws([noise]):
+            expected = theirs.add_noise(
+                torch.from_numpy(clean).bfloat16(), torch.tensor(128.0)
+            )
+        actual = jnp.bfloat16(add_noise(clean, 128.0, noise))
+        alike.append(np.array_equal(np.float32(actual), expected.float().numpy()))
+    expected = theirs.sample(torch.zeros_like(given), lambda x, t: given)
+    record = jax.tree.map(lambda column: column[0], scheduler.steps)
+    state = scheduler.update(scheduler.init(zeros), record, numbers, zeros)
+    actual = np.float32(jnp.bfloat16(scheduler.result(state)))
+    alike.append(np.array_equal(actual, expected.float().numpy()))
+    assert all(alike) is (level_dtype == "bfloat16")
 
 
 @pytest.mark.parametrize(("shift", "sigma_max"), [(8.0, 1.0), (10.0, 0.999)])
@@ -270,4 +299,5 @@ def test_the_grid_covers_every_option():
     """A new field of the config must be compared with the reference, too."""
     options = set(itertools.chain.from_iterable(FLOW_MATCH))
     fields = {field.name for field in dataclasses.fields(FlowMatchSchedulerConfig)}
-    assert fields - {"_target"} == options
+    # `level_dtype`, which the reference has of its latents, has a test of its own.
+    assert fields - {"_target", "level_dtype"} == options

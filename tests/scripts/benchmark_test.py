@@ -98,6 +98,26 @@ def test_methods_take_the_decoder_and_dtype_of_the_flags(decoder):
     assert reference["scheduler"]["denoising_timesteps"] == [1000, 750, 500, 250]
 
 
+def test_experts_are_placed_and_one_network_is_refused():
+    import jax
+    from benchmarking import methods
+
+    def pipeline(slug):
+        config = methods.pipeline_config(
+            slug, decoder="none", dtype="float32", overrides={}
+        )
+        return config.setup()
+
+    experts = pipeline("fastvideo-causal-wan2.2-t2v-14b")
+    assert methods.placement(experts, 0.0) is None
+    placed = jax.tree.leaves(methods.placement(experts, 1.0)["transformer"])
+    assert {each.memory_kind for each in placed} == {"pinned_host"}
+    with pytest.raises(ValueError, match="methods of one network"):
+        methods.reference_spec(experts.config)
+    with pytest.raises(ValueError, match="methods of two experts, got 'self-forcing"):
+        methods.placement(pipeline("self-forcing-wan2.1-t2v-1.3b"), 0.5)
+
+
 def test_an_hd_map_is_timed_with_a_worker_of_its_own():
     import jax
     from benchmarking import methods

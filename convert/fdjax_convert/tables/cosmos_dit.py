@@ -1,56 +1,57 @@
-"""Key layout of the Cosmos-Predict2 DiT, as Cosmos-Predict2.5 and OmniDreams write it.
+"""Key layouts of the Cosmos DiT: that of Cosmos-Predict2.5 and OmniDreams; diffusers'.
 
-Source: NVIDIA/flashdreams, recipes/cosmos/transformer/impl (network.py, modules.py).
-A file has `net.` before every key. Its network takes one more channel than ours, a
-padding mask that is zero at inference, and writes patches in the order (t, h, w,
-channel) while it reads (channel, t, h, w): columns are dropped and rows are permuted
-here. A network that has done both already is read too.
+Sources: NVIDIA/flashdreams, recipes/cosmos/transformer/impl (network.py, modules.py);
+huggingface/diffusers, src/diffusers/models/transformers/transformer_cosmos.py. A
+published file has `net.` before every key. In both layouts the network takes one more
+channel than ours, a padding mask that is zero at inference, and writes patches in
+another order than it reads: `fusion` undoes both. A network in which they were undone
+before it was saved is read too.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from fdjax_convert.rules.rules import Drop, Layout, Rule, has_keys, layer, norm
-from fdjax_convert.rules.transforms import LINEAR, Transform, regroup, stack_heads
+from fdjax_convert.rules.transforms import LINEAR, Transform, stack_heads
+from fdjax_models.networks.cosmos_dit.fusion import Kernels, fuse, unfuse
 
-_PATCH = (1, 2, 2)
-_VOLUME = 4
-_ROWS = regroup((*_PATCH, -1), (3, 0, 1, 2))
+_VOLUME = 4  # of a patch, 1 x 2 x 2
 
 
-def _fuse(weights: tuple[Any, Any]) -> tuple[Any, Any]:
+def _fused(weights: tuple[Any, Any]) -> Kernels:
     """Patch embedding [M, 4 (C + 2)] and head [4 C, M] to our two kernels.
+
+    A fused one lacks the columns of the padding mask; the order of its head's rows is
+    not to be seen, but nobody changes the one without the other.
 
     Raises:
         ValueError: They do not fit together.
     """
     embedding, head = weights
     columns, rows = embedding.shape[1], head.shape[0]
-    fused = columns == rows + _VOLUME
-    if not fused and columns != rows + 2 * _VOLUME:
+    kernels = Kernels(*map(LINEAR.to_flax, weights))
+    if columns == rows + _VOLUME:
+        return kernels
+    if columns != rows + 2 * _VOLUME:
         raise ValueError(
-            f"x_embedder must take {rows + 2 * _VOLUME} features (latent, condition "
-            f"mask, padding mask) or {rows + _VOLUME} without the padding mask, for "
-            f"the {rows} of final_layer, has {columns}"
+            f"the patch embedding must take {rows + 2 * _VOLUME} features (latent, "
+            f"condition mask, padding mask) or {rows + _VOLUME} without the padding "
+            f"mask, for the {rows} of the head, has {columns}"
         )
-    # Channels are the slowest axis of a column, so that the last one is the last four.
-    embedding = embedding[:, : rows + _VOLUME]
-    head = head if fused else _ROWS.to_flax(head)
-    return LINEAR.to_flax(embedding), LINEAR.to_flax(head)
+    return fuse(kernels)
 
 
-def _unfuse(kernels: tuple[Any, Any]) -> tuple[Any, Any]:
-    """The inverse; the padding mask's columns, which nothing reads, become zero."""
-    embedding, head = (LINEAR.to_torch(kernel) for kernel in kernels)
-    zeros = np.zeros((len(embedding), _VOLUME), embedding.dtype)
-    embedding = np.concatenate([np.asarray(embedding), zeros], axis=1)
-    return embedding, _ROWS.to_torch(head)
+def _published(kernels: tuple[Any, Any]) -> tuple[Any, ...]:
+    return tuple(map(LINEAR.to_torch, unfuse(Kernels(*kernels))))
 
 
-PATCHES = Transform("drop padding mask, reorder patches", _fuse, _unfuse)
+FUSION = Transform("drop padding mask, reorder patches", _fused, _published)
 """Both ends of the network at once, as only together they tell what was done."""
+
+
+def _fusion(embedding: str, head: str) -> Rule:
+    targets = "patch_embedding/kernel", "head/proj/kernel"
+    return Rule((embedding + r"\.weight", head + r"\.weight"), targets, FUSION)
 
 
 def _linear(source: str, target: str) -> tuple[Rule, ...]:
@@ -63,10 +64,14 @@ _SELF, _CROSS, _VIEW = (
 )
 
 
+def _qkv(sources: tuple[str, ...], target: str) -> Rule:
+    weights = tuple(source + r"\.weight" for source in sources)
+    return Rule(weights, target + "/qkv/kernel", stack_heads(3))
+
+
 def _self_attention(source: str, target: str) -> tuple[Rule, ...]:
-    weights = tuple(rf"{source}\.{name}_proj\.weight" for name in "qkv")
     return (
-        Rule(weights, target + "/qkv/kernel", stack_heads(3)),
+        _qkv(tuple(rf"{source}\.{name}_proj" for name in "qkv"), target),
         *_linear(source + r"\.output_proj", target + "/o"),
         *norm(source + r"\.q_norm", target + "/norm_q"),
         *norm(source + r"\.k_norm", target + "/norm_k"),
@@ -76,11 +81,7 @@ def _self_attention(source: str, target: str) -> tuple[Rule, ...]:
 _MODULATION = _BLOCK + r"adaln_modulation_"
 
 RULES = (
-    Rule(
-        (r"x_embedder\.proj\.1\.weight", r"final_layer\.linear\.weight"),
-        ("patch_embedding/kernel", "head/proj/kernel"),
-        PATCHES,
-    ),
+    _fusion(r"x_embedder\.proj\.1", r"final_layer\.linear"),
     *_linear(r"additional_patch_embedding\.proj\.1", "control_embedding"),
     *_linear(r"t_embedder\.1\.linear_(1|2)", r"time_embedding/fc\1"),
     *norm("t_embedding_norm", "time_embedding/norm"),
@@ -115,19 +116,68 @@ RULES = (
         Drop("counters of the training"),
     ),
 )
-"""Keys after `net.`."""
+"""Files of nvidia/Cosmos-Predict2.5-2B and nvidia/omni-dreams-models, after `net.`."""
+
+_LAYER = r"transformer_blocks\.(\d+)\."
+
+DIFFUSERS = (
+    _fusion(r"patch_embed\.proj", "proj_out"),
+    *_linear(r"time_embed\.t_embedder\.linear_(1|2)", r"time_embedding/fc\1"),
+    *norm(r"time_embed\.norm", "time_embedding/norm"),
+    *layer(r"crossattn_proj\.0", "text_embedding"),
+    *(
+        rule
+        for number, short in enumerate(("self", "cross", "mlp"), 1)
+        for step, part in (("1", "down"), ("2", "up"))
+        for rule in _linear(
+            rf"{_LAYER}norm{number}\.linear_{step}",
+            rf"blocks_\1/modulation_{short}/{part}",
+        )
+    ),
+    _qkv(tuple(rf"{_LAYER}attn1\.to_{name}" for name in "qkv"), _SELF),
+    *_linear(_LAYER + r"attn1\.to_out\.0", _SELF + "/o"),
+    *norm(_LAYER + r"attn1\.norm_(q|k)", _SELF + r"/norm_\2"),
+    *_linear(_LAYER + r"attn2\.to_(q|k|v)", _CROSS + r"/\2"),
+    *_linear(_LAYER + r"attn2\.to_out\.0", _CROSS + "/o"),
+    *norm(_LAYER + r"attn2\.norm_(q|k)", _CROSS + r"/norm_\2"),
+    *_linear(_LAYER + r"ff\.net\.0\.proj", r"blocks_\1/mlp/fc1"),
+    *_linear(_LAYER + r"ff\.net\.2", r"blocks_\1/mlp/fc2"),
+    *_linear(r"norm_out\.linear_1", "head/modulation/down"),
+    *_linear(r"norm_out\.linear_2", "head/modulation/up"),
+)
+"""Checkpoints of `diffusers.CosmosTransformer3DModel` for Cosmos-Predict2.5."""
+
+_SIZES = {(2048, 28): "2B", (5120, 36): "14B"}
+
+
+_TEXT = 100352  # features of a token: those of Cosmos-Reason1, all layers
 
 
 def _describe(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Name and size, such as "Cosmos DiT 2B, HD map of 16 channels"."""
-    width = shapes.get("x_embedder.proj.1.weight", (0,))[0]
-    blocks = {key.split(".")[1] for key in shapes if key.startswith("blocks.")}
-    size = f"{width} wide, {len(blocks)} blocks"
-    name = "Cosmos DiT " + ("2B" if (width, len(blocks)) == (2048, 28) else size)
+    """Name and size, such as "OmniDreams 2B, HD map of 16 channels"."""
+    starts = "x_embedder.proj.1.weight", "patch_embed.proj.weight"
+    patch = next((shapes[key] for key in starts if key in shapes), (0, 0))
+    blocks = {
+        key.split(".")[1]
+        for key in shapes
+        if key.startswith(("blocks.", "transformer_blocks."))
+    }
+    name = _SIZES.get((patch[0], len(blocks)), f"{patch[0]} wide, {len(blocks)} blocks")
     control = shapes.get("additional_patch_embedding.proj.1.weight")
+    name = f"{'OmniDreams' if control else 'Cosmos-Predict2.5'} {name}"
     if control:
         name += f", HD map of {control[1] // _VOLUME} channels"
-    return name + (", several views" if "adaln_view_proj.weight" in shapes else "")
+    if cameras := shapes.get("adaln_view_embedder.weight"):
+        name += f", several views of {cameras[0]} cameras"
+    text = shapes.get("crossattn_proj.0.weight")
+    if text is None:
+        name += ", without a projection of text"
+    elif text[1] != _TEXT:
+        name += f", text of {text[1]} features"
+    head = shapes.get("final_layer.linear.weight", shapes.get("proj_out.weight"))
+    if head and patch[1] <= head[0]:
+        name += ", without the mask of a first frame"
+    return name
 
 
 LAYOUTS = (
@@ -138,5 +188,16 @@ LAYOUTS = (
         has_keys("x_embedder.proj.1.weight", "t_embedding_norm.weight"),
         _describe,
         prefix="net.",
+    ),
+    Layout(
+        "diffusers",
+        "cosmos_dit",
+        DIFFUSERS,
+        has_keys(
+            "patch_embed.proj.weight",
+            "time_embed.t_embedder.linear_1.weight",
+            "transformer_blocks.0.attn1.to_q.weight",
+        ),
+        _describe,
     ),
 )

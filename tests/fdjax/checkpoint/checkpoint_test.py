@@ -412,6 +412,38 @@ def test_converters_are_asked_in_turn(tmp_path, monkeypatch):
     assert asked == [(component, "hf://owner/repo/file.pt", None)] * 2
 
 
+def test_a_local_checkpoint_is_checked_without_being_read(tmp_path, monkeypatch):
+    asked = []
+
+    def converter(component, source, *, sharding=None, only_check=False):
+        asked.append((source, only_check))
+        raise ValueError("of other sizes")
+
+    entry = type("Entry", (), {"load": lambda self: converter})()
+    monkeypatch.setattr(load, "_converters", lambda: [entry])
+    for absent in (None, str(tmp_path / "none"), "hf://owner/repo/file.pt"):
+        checkpoint.check_local(make(checkpoint_path=absent))
+    assert not asked
+    foreign = tmp_path / "a.pt"
+    foreign.write_bytes(b"weights")
+    with pytest.raises(ValueError, match="of other sizes"):
+        checkpoint.check_local(make(checkpoint_path=str(foreign)))
+    assert asked == [(str(foreign), True)]
+
+    own, params = tmp_path / "own", make().init_params(jax.random.key(0))
+    source = {"path": "/hub/someone/model.pt"}
+    checkpoint.save(own, params, component=make(), source=source)
+    monkeypatch.setattr(load, "restore", None)
+    checkpoint.check_local(make(checkpoint_path=str(own)))
+    params["extra"] = params.pop(next(iter(params)))
+    checkpoint.save(tmp_path / "wrong", params)
+    with pytest.raises(ValueError, match="is missing"):
+        checkpoint.check_local(make(checkpoint_path=str(tmp_path / "wrong")))
+    assert checkpoint.origin(str(own)) == source["path"]
+    for itself in (str(foreign), "hf://owner/repo/file.pt", str(tmp_path / "wrong")):
+        assert checkpoint.origin(itself) == itself
+
+
 def test_a_clone_that_is_not_installed_has_its_converter(monkeypatch):
     monkeypatch.setattr(load.importlib.metadata, "entry_points", lambda group: [])
     [converter] = load._converters()

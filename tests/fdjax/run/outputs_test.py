@@ -190,7 +190,6 @@ def test_a_chunk_is_handed_over_before_its_commit_is_begun():
         writer,
         report,
         watch,
-        first_pipeline=pipeline,
     )
     assert session.cache == 3
     assert events == [

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import signal
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +95,8 @@ def test_an_interrupted_run_can_be_extended(tmp_path, monkeypatch, number):
     generate, calls = kind.generate, []
 
     def interrupted(self, *args, **kwargs):
+        if threading.current_thread() is not threading.main_thread():
+            return generate(self, *args, **kwargs)  # from shapes, ahead
         calls.append(1)
         if len(calls) == 3:
             if number is None:
@@ -138,7 +141,7 @@ def test_a_session_that_does_not_fit_is_refused_before_weights_are_read(
 def test_a_pending_session_is_not_extended(tmp_path):
     run = config(tmp_path).setup()
     params = run.pipeline.init_params(jax.random.key(0))
-    cache = run._initialize_cache(params, run.encode_conditions({}, None))
+    cache = run.new_cache(params, run.encode_conditions({}, None))
     pending, _ = run.pipeline.generate(params, cache, jnp.ones((1,)))
     path = pathlib.Path(tmp_path / "p.session")
     fdjax.save_cache(path, pending, pipeline=run.pipeline)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -293,3 +295,16 @@ def test_levels_that_coincide_are_refused_at_setup():
     config = FlowMatchSchedulerConfig(shift=1e9)
     with pytest.raises(ValueError, match=r"levels that decrease within \[0, 1\]"):
         config.setup()
+
+
+def test_levels_as_bfloat16_holds_them():
+    config = dataclasses.replace(PUBLISHED["omnidreams"], level_dtype="bfloat16")
+    scheduler, exact = config.setup(), PUBLISHED["omnidreams"].setup()
+    np.testing.assert_array_equal(scheduler.sigmas, [1, 0.8046875, 0])
+    np.testing.assert_array_equal(scheduler.steps.keep, [0.1962890625, 1])
+    np.testing.assert_array_equal(scheduler.steps.renoise, [0.8046875, 0])
+    # What the network is told is its own business.
+    np.testing.assert_array_equal(scheduler.timesteps, exact.timesteps)
+    add = jax.jit(scheduler.add_noise)
+    kept, added = (add(x, 128.0, 1 - x) for x in (jnp.ones(1), jnp.zeros(1)))
+    assert (float(kept[0]), float(added[0])) == (0.87109375, 0.1298828125)

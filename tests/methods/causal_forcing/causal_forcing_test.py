@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fdjax
 from fdjax import testing
 from fdjax.config import derive_config
 from fdjax.contract.conditioner import Conditions
@@ -36,8 +37,8 @@ FOUR = 1000, 937.5, 833.3333, 625
 def test_published_values(slug, len_t, timesteps, path):
     """Warped timesteps of the reference's own tests; steps of the authors' configs."""
     config = RUNNER_CONFIGS[slug]
-    pipelines = config.setup().pipeline, config.setup().first_pipeline
-    usual, first = (each.diffusion_model.scheduler.steps for each in pipelines)
+    model = config.setup().pipeline.diffusion_model
+    usual, first = (each.scheduler.steps for each in (model, model.first))
     np.testing.assert_allclose(usual.timestep, timesteps, rtol=1e-6)
     np.testing.assert_allclose(first.timestep, FOUR, rtol=1e-6)
     transformer = config.pipeline.diffusion_model.transformer
@@ -62,11 +63,11 @@ def test_the_first_chunk_takes_its_own_steps(tmp_path, chunks):
     for slug, changes in (
         (TWO_STEPS, {}),
         (FRAMEWISE, {}),
-        (TWO_STEPS, {"first_denoising_timesteps": None}),
+        (TWO_STEPS, {"diffusion_model": {"first_scheduler": None}}),
     ):
         chunks.clear()
         config = shrink(RUNNER_CONFIGS[slug], tmp_path, total_blocks=2, prompt="a")
-        dataclasses.replace(config, progress=False, **changes).setup().run()
+        derive_config(config, progress=False, pipeline=changes).setup().run()
         videos.append(np.concatenate(chunks))
     two, four, plain = videos
     np.testing.assert_array_equal(two[0], four[0])
@@ -86,12 +87,68 @@ def test_a_session_is_resumed_without_a_second_first_chunk(tmp_path, chunks):
     np.testing.assert_array_equal(np.concatenate(chunks), whole)
 
 
+def test_pipeline_rollout_and_live_session_take_them_too(tmp_path):
+    model = {"transformer": {"network": {"num_layers": 1}}}
+    small = shrink(RUNNER_CONFIGS[TWO_STEPS], tmp_path).pipeline
+    config = derive_config(small, decoder=None, diffusion_model=model)
+    config = derive_config(config, conditioner=None, spatial_compression_ratio=8)
+    start = {
+        "conditions": Conditions(text=jax.random.normal(jax.random.key(1), (1, 8, 24))),
+        "pixel_height": 32,
+        "pixel_width": 48,
+        "key": jax.random.key(3),
+    }
+
+    def chunks_of(pipeline, later=None):
+        cache, found = pipeline.initialize_cache(params, **start), []
+        assert cache.is_first == (
+            pipeline.config.diffusion_model.first_scheduler is not None
+        )
+        for _ in range(3):
+            noise = fdjax.chunk_noise(pipeline, cache)
+            cache, latent = pipeline.generate(params, cache, noise=noise)
+            cache = (later or pipeline).finalize(params, cache, noise=noise)
+            found.append(np.asarray(latent))
+            pipeline = later or pipeline
+        return found
+
+    def without_first(scheduler):
+        changes = {"first_scheduler": None, "scheduler": scheduler}
+        return derive_config(config, diffusion_model=changes).setup()
+
+    pipeline = config.setup()
+    params = pipeline.init_params(jax.random.key(0))
+    model = config.diffusion_model
+    wanted = chunks_of(
+        without_first(model.first_scheduler), without_first(model.scheduler)
+    )
+    found = chunks_of(pipeline)
+    live = fdjax.Session(pipeline, params, **start)
+    ticked = [np.asarray(live.tick()) for _ in range(3)]
+    live.undo(3)
+    again = [np.asarray(latent) for latent in live.redo(3)]
+    _, scanned = pipeline.rollout(
+        params, pipeline.initialize_cache(params, **start), num_chunks=3
+    )
+    for chunk, latent in enumerate(wanted):
+        np.testing.assert_array_equal(found[chunk], latent)
+        np.testing.assert_array_equal(again[chunk], ticked[chunk])
+        testing.assert_close(ticked[chunk], latent, 1e-5)
+        testing.assert_close(scanned[:, chunk : chunk + 1], latent, 1e-5)
+
+
 @pytest.mark.parametrize("timesteps", [(1200, 500), (500, 1000), ()])
 def test_wrong_first_steps_are_named(timesteps):
-    config = RUNNER_CONFIGS[TWO_STEPS]
+    own = {
+        "denoising_timesteps": timesteps,
+        "num_inference_steps": len(timesteps),
+    }
+    model = {"diffusion_model": {"first_scheduler": own}}
     with pytest.raises(ValueError, match="FlowMatchSchedulerConfig") as raised:
-        dataclasses.replace(config, first_denoising_timesteps=timesteps)
-    assert "in first_denoising_timesteps" in raised.value.__notes__
+        derive_config(RUNNER_CONFIGS[TWO_STEPS], pipeline=model)
+    assert raised.value.__notes__[0].endswith(
+        "pipeline.diffusion_model.first_scheduler"
+    )
 
 
 def test_image_to_video_begins_with_the_image(tmp_path, chunks):

@@ -85,6 +85,38 @@ def test_both_are_read_and_placed(tmp_path):
         checkpoint.load_params(missing.setup())
 
 
+def test_converted_experts_remember_which_they_are(tmp_path):
+    """Exchanged ones are refused before an encoder or a weight is read."""
+    config = dataclasses.replace(
+        shrink(CONFIG, tmp_path, prompt="a train"), random_weights=False
+    )
+    pipeline = config.pipeline
+    transformer = pipeline.diffusion_model.transformer
+    paths = {"high": str(tmp_path / "a"), "low": str(tmp_path / "b")}
+    for name, part in zip(paths, transformer.setup().parts.values(), strict=True):
+        params = part.init_params(jax.random.key(0))
+        made_of = {"path": f"/hub/{name}_noise_model/x.safetensors"}
+        checkpoint.save(paths[name], params, component=part, source=made_of)
+
+    def given(high, low):
+        changes = {"checkpoint_path": high, "low_noise_checkpoint_path": low}
+        return dataclasses.replace(transformer, **changes)
+
+    given(paths["high"], paths["low"]).setup().check_files()
+    exchanged = given(paths["low"], paths["high"])
+    message = "/hub/low_noise_model/x.safetensors is in a folder low_noise_model"
+    with pytest.raises(ValueError, match=message):
+        checkpoint.load_params(exchanged.setup())
+    # The other parts' checkpoints are not there: they are not looked for.
+    wrong = derive_config(
+        config, pipeline={"diffusion_model": {"transformer": exchanged}}
+    )
+    here = dict.fromkeys(("decoder", "conditioner"))
+    wrong = derive_config(wrong, pipeline={**here, "spatial_compression_ratio": 8})
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(wrong, prompt="").setup().prepare()
+
+
 def test_run(tmp_path):
     config = shrink(CONFIG, tmp_path, total_blocks=3, prompt="a train")
     result = config.setup().run()

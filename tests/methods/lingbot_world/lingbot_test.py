@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fdjax import testing
+from fdjax import checkpoint, testing
 from fdjax.checkpoint import param_shapes
 from fdjax.config import derive_config
 from fdjax.contract.conditioner import Conditions
@@ -113,6 +113,25 @@ def test_weights_of_another_version_are_refused(slug, path, refused):
     with pytest.raises(ValueError, match=f"weights of robbyant/{config.weights} for"):
         dataclasses.replace(config, checkpoint_path=path)
     assert dataclasses.replace(config, checkpoint_path=path, weights="")
+
+
+def test_a_converted_checkpoint_remembers_its_version(tmp_path):
+    """And is refused before the poses, or anything else, are read."""
+    config = dataclasses.replace(
+        tiny(tmp_path), random_weights=False, poses="none.npy", image="none.png"
+    )
+    pipeline = config.pipeline
+    component = pipeline.diffusion_model.transformer.setup()
+    params = component.init_params(jax.random.key(0))
+    path = tmp_path / "weights"
+    hub = "/hub/models--robbyant--lingbot-world-v2-14b-causal-fast/a.safetensors"
+    checkpoint.save(path, params, component=component, source={"path": hub})
+    config = dataclasses.replace(config, checkpoint_path=str(path))
+    with pytest.raises(ValueError, match="must hold weights of robbyant/lingbot-world"):
+        config.setup().prepare()
+    for taken in ({"weights": ""}, {"weights": "lingbot-world-v2-14b-causal-fast"}):
+        with pytest.raises(FileNotFoundError, match=r"none\.png"):
+            dataclasses.replace(config, **taken).setup().prepare()
 
 
 def test_the_small_one_takes_sixteen_poses_a_chunk(tmp_path):

@@ -28,13 +28,13 @@ HEIGHT, WIDTH = 32, 48
 
 
 def tiny(slug, folder, **changes):
-    config = derive_config(
-        RUNNER_CONFIGS[slug].tiny(),
-        pipeline={"conditioner": {"text_encoder": {"max_length": 200}}},
-    )
     network = {"network": {"text_len": 200}}
     config = derive_config(
-        config, pipeline={"diffusion_model": {"transformer": network}}
+        RUNNER_CONFIGS[slug].tiny(),
+        pipeline={
+            "conditioner": {"text_encoder": {"max_length": 200}},
+            "diffusion_model": {"transformer": network},
+        },
     )
     common = {
         "output_dir": str(folder / "out"),

@@ -12,8 +12,8 @@ from fdjax_models.methods.omnidreams.views import (
     ViewsDecoderConfig,
 )
 from fdjax_models.networks.cosmos_reason1 import CosmosReason1EncoderConfig
-from fdjax_models.networks.hdmap.image_encoder import FirstFrameEncoderConfig
 from fdjax_models.networks.taehv.decoder import TaehvDecoderConfig
+from fdjax_models.networks.wan_vae.first_frame import FirstFrameEncoderConfig
 from fdjax_models.networks.wan_vae.vae import WanVaeEncoderConfig
 
 TEXT = CosmosReason1EncoderConfig(

@@ -87,11 +87,15 @@ def checkpoint(config: CosmosDiTConfig) -> dict[str, np.ndarray]:
     }
 
 
-def params(config: CosmosDiTConfig, source=None):
+def target(config: CosmosDiTConfig):
+    """Shapes of the parameters."""
+    return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+
+
+def params(config: CosmosDiTConfig, source=None, rules=cosmos_dit.RULES):
     """Parameters from `source`, or from `checkpoint`."""
-    shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
     source = checkpoint(config) if source is None else source
-    return jax.tree.map(jax.numpy.asarray, convert(source, cosmos_dit.RULES, shapes))
+    return jax.tree.map(jax.numpy.asarray, convert(source, rules, target(config)))
 
 
 def side_by_side(latent: np.ndarray) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The converter's table, sizes, views, what skips the last pass, and refusals."""
+"""Views, what skips the last pass, and refusals."""
 
 import dataclasses
 
@@ -9,57 +9,12 @@ import pytest
 
 from fdjax.contract.conditioner import Conditions
 from fdjax.streaming.patches import join_views, patchify, split_views
-from fdjax_convert.rules import export
-from fdjax_convert.tables import cosmos_dit, layouts
-from fdjax_models.networks.cosmos_dit import config as sizes
 from fdjax_models.networks.cosmos_dit.control import CosmosControl
-from fdjax_models.networks.cosmos_dit.dit import init_params
 from fdjax_models.networks.cosmos_dit.transformer import CosmosTransformerConfig
 from tests.networks.cosmos_dit import tiny
 from tests.networks.cosmos_dit.tiny import wave
 
 VIEWS = dataclasses.replace(tiny.CONFIG, control_dim=192, num_cameras=7)
-EMBEDDER, HEAD = "x_embedder.proj.1.weight", "final_layer.linear.weight"
-
-
-@pytest.mark.parametrize(
-    ("network", "file", "padding"),
-    [
-        (sizes.COSMOS_2B_HDMAP, 2_059_305_984, 4 * 2048),
-        (sizes.COSMOS_2B_VIEWS, 2_568_413_184, 4 * 2048),
-    ],
-)
-def test_a_network_has_the_published_parameters_but_for_the_padding_mask(
-    network, file, padding
-):
-    shapes = jax.eval_shape(lambda: init_params(network, jax.random.key(0)))
-    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    assert count == file - padding
-
-
-def test_export_gives_the_published_tensors_less_the_padding_mask():
-    tensors = tiny.checkpoint(VIEWS)
-    params = tiny.params(VIEWS, tensors)
-    exported = export(jax.tree.map(np.asarray, params), cosmos_dit.RULES)
-    expected = dict(tensors)
-    expected[EMBEDDER] = tensors[EMBEDDER].copy()
-    expected[EMBEDDER][:, -4:] = 0
-    assert exported.keys() == expected.keys()
-    for key, array in expected.items():
-        np.testing.assert_array_equal(exported[key].load(), array, err_msg=key)
-    [found] = layouts.detect(exported)
-    assert found.architecture == "cosmos_dit"
-
-
-def test_a_fused_file_gives_the_same_network():
-    tensors = tiny.checkpoint(tiny.CONFIG)
-    fused = dict(tensors)
-    fused[EMBEDDER] = tensors[EMBEDDER][:, :-4]
-    # Published rows: (kt kh kw c); fused: (c kt kh kw).
-    rows = tensors[HEAD].reshape(1, 2, 2, 16, -1).transpose(3, 0, 1, 2, 4)
-    fused[HEAD] = rows.reshape(64, -1)
-    one, two = tiny.params(tiny.CONFIG, tensors), tiny.params(tiny.CONFIG, fused)
-    jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
 def test_views_are_parted_as_pictures_are_cut():

@@ -59,9 +59,12 @@ FRAMEWISE_2STEP = derive_config(
             )
         },
         "scheduler": {"num_inference_steps": 2, "denoising_timesteps": (1000, 500)},
+        # `denoising_step_list_first_chunk` of its configs.
+        "first_scheduler": FRAMEWISE.diffusion_model.scheduler,
     },
 )
-"""Causal-Forcing++ in two steps a latent frame."""
+"""Causal-Forcing++ in two steps a latent frame; the first, which has nothing to go on,
+takes four."""
 
 FRAMEWISE_1STEP = derive_config(
     FRAMEWISE,
@@ -73,13 +76,10 @@ FRAMEWISE_1STEP = derive_config(
             )
         },
         "scheduler": {"num_inference_steps": 1, "denoising_timesteps": (1000,)},
+        "first_scheduler": FRAMEWISE.diffusion_model.scheduler,
     },
 )
-"""Causal-Forcing++ in one step a latent frame."""
-
-FIRST_TIMESTEPS = (1000, 750, 500, 250)
-"""Steps of the first chunk of Causal-Forcing++, which has nothing to go on:
-`denoising_step_list_first_chunk` of its configs."""
+"""Causal-Forcing++ in one step a latent frame, but for the first."""
 
 _PROMPT = (
     "A heron stands in a shallow river at first light. Mist lies on the water, the "
@@ -110,17 +110,15 @@ RUNNER_CONFIGS = {
             CausalForcingImageRunnerConfig,
             "Causal-Forcing from a first frame, one latent frame at a time.",
         ),
-    )
-} | {
-    config.name: CausalForcingRunnerConfig(
-        runner_name=config.name,
-        description=description,
-        pipeline=config,
-        prompt=_PROMPT,
-        first_denoising_timesteps=FIRST_TIMESTEPS,
-    )
-    for config, description in (
-        (FRAMEWISE_2STEP, "Causal-Forcing++, a latent frame at a time, in two steps."),
-        (FRAMEWISE_1STEP, "Causal-Forcing++ in one step: the quickest to answer."),
+        (
+            FRAMEWISE_2STEP,
+            CausalForcingRunnerConfig,
+            "Causal-Forcing++, a latent frame at a time, in two steps.",
+        ),
+        (
+            FRAMEWISE_1STEP,
+            CausalForcingRunnerConfig,
+            "Causal-Forcing++ in one step: the quickest to answer.",
+        ),
     )
 }

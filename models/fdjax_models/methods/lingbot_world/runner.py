@@ -5,6 +5,7 @@ import pathlib
 import re
 from typing import Any
 
+from fdjax import checkpoint
 from fdjax.run.controls import Controls, End
 from fdjax.run.inputs import LazySequence, RunnerInputs
 from fdjax_models.methods.lingbot_world import paths, plot, trajectory
@@ -31,6 +32,7 @@ class LingBotRunner(WanRunner):
             FileNotFoundError: A file is missing.
         """
         self._check_size()
+        self._check_origin()
         text = self.read_text()
         script = self.read_controls(paths.KEYS, takes_array=True)
         assert script is not None  # as there are keys
@@ -53,7 +55,7 @@ class LingBotRunner(WanRunner):
         )
         needed = camera.num_chunks(len_t)
         if segments is None and needed < self.config.total_blocks:
-            self._say(
+            self.say(
                 "The poses cover %d chunks, %d video frames; --controls_end hold and "
                 "--controls_end repeat go on.",
                 needed,
@@ -73,6 +75,12 @@ class LingBotRunner(WanRunner):
             label=label,
             pictures={"camera": plot.draw(camera.poses, self.config.fps)},
         )
+
+    def _check_origin(self) -> None:
+        """Refuses weights that were converted from those of another version."""
+        source = self.pipeline.components["transformer"].checkpoint_path
+        if source is not None and not self.config.random_weights:
+            self.config.check_version(checkpoint.origin(source))
 
     @property
     def _len_t(self) -> int:
@@ -230,7 +238,15 @@ class LingBotRunnerConfig(WanStartRunnerConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1.")
         transformer: Any = self.resolved_pipeline.diffusion_model.transformer
-        found = _REPOSITORY.search(str(transformer.checkpoint_path or ""))
+        self.check_version(str(transformer.checkpoint_path or ""))
+
+    def check_version(self, source: str) -> None:
+        """Refuses an address that names weights of another version.
+
+        Raises:
+            ValueError: With both names.
+        """
+        found = _REPOSITORY.search(source)
         if self.weights and found and found[1] != self.weights:
             raise ValueError(
                 f"checkpoint_path must hold weights of robbyant/{self.weights} for "

@@ -26,12 +26,12 @@ from fdjax_models.networks.cosmos_reason1.published import (
     COSMOS_REASON1_7B,
     NEGATIVE_PROMPT,
 )
-from fdjax_models.networks.hdmap.image_encoder import FirstFrameEncoderConfig
 from fdjax_models.networks.hdmap.pixel_shuffle import (
     NUM_CHANNELS,
     PixelShuffleEncoderConfig,
 )
 from fdjax_models.networks.hdmap.vae_encoder import HdMapVaeEncoderConfig
+from fdjax_models.networks.wan_vae.first_frame import FirstFrameEncoderConfig
 
 _WEIGHTS = (
     "hf://nvidia/omni-dreams-models/single_view/2b_res720p_30fps_i2v_hdmap_distilled.pt"

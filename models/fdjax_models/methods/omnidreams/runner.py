@@ -15,6 +15,7 @@ from fdjax.engine.pipeline import StreamInferencePipeline, StreamInferencePipeli
 from fdjax.run.controls import Controls, check_rows
 from fdjax.run.inputs import LazySequence, RunnerInputs
 from fdjax.run.runner import Runner, RunnerConfig
+from fdjax_models.methods.cosmos.runner import check_prompts
 from fdjax_models.methods.omnidreams import maps, tiny
 from fdjax_models.methods.omnidreams.road import driver
 from fdjax_models.methods.omnidreams.road.camera import CAMERAS, FRONT
@@ -147,7 +148,8 @@ class OmniDreamsRunner(Runner):
             )
         return maps.stand_in(found.start())
 
-    def _initialize_cache(self, params: Params, conditions: Conditions) -> PyTree:
+    def new_cache(self, params: Params, conditions: Conditions) -> PyTree:
+        """The cache of a new session, whose views lie side by side."""
         config = self.config
         return self.pipeline.initialize_cache(
             params,
@@ -233,6 +235,7 @@ class OmniDreamsRunnerConfig(RunnerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_prompts(self.pipeline)
         transformer: Any = self.pipeline.diffusion_model.transformer
         views = len(transformer.cameras)
         if unknown := [name for name in self.cameras if name not in CAMERAS]:

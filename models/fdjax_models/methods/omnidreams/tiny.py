@@ -3,41 +3,19 @@
 from typing import Any
 
 from fdjax.engine.pipeline import StreamInferencePipelineConfig
+from fdjax_models.methods.cosmos.tiny import DIT, REASON1
 
 HEIGHT, WIDTH = 64, 96
 
 _LATENTS = 3  # of a method that makes all frames at once
 _STEPS = 4
-_LAYERS, _TEXT = 2, 16
-_REASON1 = {
-    "checkpoint_path": None,
-    "tokenizer_path": None,
-    "vocab_size": 320,
-    "width": _TEXT,
-    "mlp_dim": 16,
-    "num_layers": _LAYERS,
-    "num_heads": 2,
-    "num_kv_heads": 1,
-    "dtype": "float32",
-}
-_DIT = {
-    "dim": 48,
-    "ffn_dim": 64,
-    "num_heads": 2,
-    "num_layers": 2,
-    "text_dim": _LAYERS * _TEXT,
-    "context_dim": 16,
-    "lora_dim": 8,
-    "dtype": "float32",
-    "param_dtype": "float32",
-}
 _CODEC = {"widths": (8, 8, 8, 8), "dtype": "float32", "checkpoint_path": None}
 
 
 def changes(config: StreamInferencePipelineConfig) -> dict[str, Any]:
     """What `derive_config` is given to make a pipeline of this method small."""
     parts: Any = config
-    transformer: dict[str, Any] = {"network": _DIT, "checkpoint_path": None}
+    transformer: dict[str, Any] = {"network": DIT, "checkpoint_path": None}
     if parts.diffusion_model.transformer.len_t > 4:
         transformer |= {"len_t": _LATENTS, "window_size_t": _LATENTS}
     model: dict[str, Any] = {"transformer": transformer}
@@ -47,7 +25,7 @@ def changes(config: StreamInferencePipelineConfig) -> dict[str, Any]:
     small: dict[str, Any] = {
         "diffusion_model": model,
         "conditioner": {
-            "text_encoder": _REASON1,
+            "text_encoder": REASON1,
             "image_encoder": {"encoder": _codec(image)},
         },
     }

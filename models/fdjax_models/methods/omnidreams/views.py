@@ -22,9 +22,10 @@ from fdjax.contract.conditioner import (
 from fdjax.contract.decoder import DecoderConfig, StreamingDecoder
 from fdjax.engine.conditioner import check_image, check_prompts
 from fdjax_models.methods.omnidreams.encoder import apart
-from fdjax_models.networks.hdmap.image_encoder import FirstFrameEncoderConfig
+from fdjax_models.networks.wan_vae.first_frame import FirstFrameEncoderConfig
 
 _TEXT, _IMAGE = "text_encoder", "image_encoder"
+_PUBLISHED = ("text_embeddings", "image_embeddings", "negative_text_embeddings")
 
 
 class ViewsConditioner(Conditioner):
@@ -99,6 +100,73 @@ class ViewsConditioner(Conditioner):
             negative_text=negative,
             image_embedding=self.encode_part(params, _IMAGE, frames),
         )
+
+    def from_published(
+        self, embeddings: Mapping[str, Any], size: tuple[int, int]
+    ) -> Conditions:
+        """Conditions from the file that the reference's `save-embeddings` mode writes.
+
+        NVIDIA/flashdreams, integrations_v2/omnidreams: a dict of `text_embeddings`,
+        [B, V, P, C], `image_embeddings`, [B, V, 1, C, H, W], and
+        `negative_text_embeddings`, as the first or None. One view may have no axis.
+
+        Args:
+            embeddings: These three.
+            size: Rows and columns of each view's video.
+
+        Raises:
+            ValueError: A name or a shape is another one, or the negative prompt's is
+                missing where there is guidance.
+        """
+        missing = {"text_embeddings", "image_embeddings"} - {
+            name for name, value in embeddings.items() if value is not None
+        }
+        if missing or embeddings.keys() - set(_PUBLISHED):
+            raise ValueError(
+                f"it must hold {', '.join(_PUBLISHED)} (the last may be None), and "
+                f"holds {', '.join(sorted(embeddings)) or 'nothing'}."
+            )
+        text: Any = self.config.text_encoder
+        vae = self.config.image_encoder.encoder
+        prompt = text.max_length, text.embedding_dim
+        ratio = vae.spatial_ratio
+        frame = 1, vae.latent_channels, *(side // ratio for side in size)
+        named = {
+            name: self._by_view(name, embeddings.get(name), shape)
+            for name, shape in zip(_PUBLISHED, (prompt, frame, prompt), strict=True)
+        }
+        negative = named["negative_text_embeddings"]
+        if self.config.negative_prompt is not None and negative is None:
+            raise ValueError(
+                "negative_text_embeddings are None, and this method is guided away "
+                "from a negative prompt; encode one too."
+            )
+        image: Any = named["image_embeddings"]
+        conditions = Conditions(
+            text=named["text_embeddings"],
+            negative_text=negative,
+            # [B, V, 1, C, H, W] -> [B, V, 1, H, W, C]
+            image_embedding=jnp.moveaxis(image, 3, -1).astype(jnp.float32),
+        )
+        _ = conditions.batch_size  # raises where they disagree
+        return conditions
+
+    def _by_view(self, name: str, array: Any, shape: tuple[int, ...]) -> Array | None:
+        """An array as [B, V, *shape]."""
+        if array is None:
+            return None
+        views = self.config.num_views
+        if array.ndim == len(shape) + 1 and views == 1:
+            array = array[:, None]
+        if array.shape[1:] != (views, *shape) or not len(array):
+            expected = ", ".join(map(str, ("B", views, *shape)))
+            raise ValueError(
+                f"{name} must have shape ({expected}) for this run, got {array.shape}; "
+                "was it made by another encoder, or for another size?"
+            )
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"{name} must be floating point, got {array.dtype}.")
+        return jnp.asarray(array)
 
     def _frames(self, image: ArrayLike) -> Array:
         """First frames as float[B, V, H, W, 3]."""

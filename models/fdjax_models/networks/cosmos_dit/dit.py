@@ -1,5 +1,6 @@
 """The Cosmos diffusion transformer: weights and one forward pass, no cache."""
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -187,7 +188,13 @@ class CosmosDiT(nn.Module):
 
 def init_params(config: CosmosDiTConfig, key: jax.Array) -> Params:
     """Random weights of these sizes that keep activations at unit scale."""
+    return random_params(param_shapes(config), key)
+
+
+@functools.lru_cache(maxsize=4)  # to trace a large network takes seconds
+def param_shapes(config: CosmosDiTConfig) -> PyTree:
+    """Shapes and dtypes of the weights."""
     module = CosmosDiT(config)
-    # Shapes only: `random_params` draws the numbers, so this key is never used.
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), method="_touch"))
-    return random_params(shapes["params"], key)
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), method="_touch"))[
+        "params"
+    ]

@@ -3,7 +3,10 @@
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 
 from fdjax.axes import Array
 from fdjax_models.networks.cosmos_dit.config import CosmosDiTConfig
@@ -63,15 +66,25 @@ def _features(config: CosmosDiTConfig, timestep: Array) -> Array:
     """Cosines, then sines of the scaled timestep.  time_dtype[B, G, M]."""
     dtype = jnp.dtype(config.time_dtype or config.dtype)
     # The reference hands the network a timestep of the latent's dtype: 804 for 803.57.
-    t = timestep.astype(config.dtype).astype(jnp.float32)
-    t = (t * jnp.float32(config.timestep_scale)).astype(dtype)
+    t = _rounded(timestep, config.dtype)
+    t = _rounded(t * jnp.float32(config.timestep_scale), dtype)
     if dtype == jnp.float32:
         return sinusoid(t, config.dim)
     # In the narrow dtype each operation rounds, and so does the table.
-    steps = jnp.arange(config.dim // 2, dtype=jnp.float32) / (config.dim // 2)
-    frequencies = jnp.exp(-jnp.log(jnp.float32(10_000)) * steps).astype(dtype)
-    angle = t[..., None] * frequencies
-    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+    steps = np.arange(config.dim // 2, dtype=np.float32) / np.float32(config.dim // 2)
+    frequencies = np.exp(-np.log(np.float32(10_000)) * steps).astype(dtype)
+    angle = _rounded(t[..., None] * frequencies.astype(np.float32), dtype)
+    x = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+    return _rounded(x, dtype).astype(dtype)
+
+
+def _rounded(x: Array, dtype: DTypeLike) -> Array:
+    """Numbers as a dtype holds them.  float32[...].
+
+    By an operation of its own: a compiler may leave out a conversion there and back.
+    """
+    info = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(x.astype(jnp.float32), info.nexp, info.nmant)
 
 
 class Modulation(nn.Module):

@@ -1,5 +1,7 @@
 """The Wan diffusion transformer: weights and one forward pass, no cache of its own."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -249,7 +251,13 @@ class WanDiT(nn.Module):
 
 def init_params(config: WanDiTConfig, key: jax.Array) -> Params:
     """Random weights of these sizes that keep activations at unit scale."""
+    return random_params(param_shapes(config), key)
+
+
+@functools.lru_cache(maxsize=4)  # to trace a large network takes seconds
+def param_shapes(config: WanDiTConfig) -> PyTree:
+    """Shapes and dtypes of the weights."""
     module = WanDiT(config)
-    # Shapes only: `random_params` draws the numbers, so this key is never used.
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), method="_touch"))
-    return random_params(shapes["params"], key)
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), method="_touch"))[
+        "params"
+    ]

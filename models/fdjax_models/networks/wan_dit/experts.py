@@ -1,4 +1,10 @@
-"""Two Wan DiTs in turn: one for high noise, one for low (Wan 2.2 A14B)."""
+"""Two Wan DiTs in turn: one for high noise, one for low (Wan 2.2 A14B).
+
+step        0    1    2  |  3    4    5    6    7       commit
+timestep  1000   ...     |       ...                    0         0
+        [   high noise   ]                         [high noise]
+                         [      low noise       ]            [low noise ]
+"""
 
 import dataclasses
 import functools
@@ -11,10 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fdjax import checkpoint
 from fdjax.axes import Array, Params, PyTree
 from fdjax.contract.component import ParametricComponent
 from fdjax.contract.conditioner import Conditions
 from fdjax.contract.transformer import FlowNetwork, Transformer
+from fdjax.sharding import to_device_memory
 from fdjax_models.networks.wan_dit.transformer import (
     WanTransformer,
     WanTransformerConfig,
@@ -45,6 +53,9 @@ class WanExperts(Transformer):
     Each has weights and a key/value cache of its own, since their activations differ.
     A denoising step writes the cache of one of them, a commit those of both
     (NVIDIA/flashdreams, recipes/wan/transformer/wan22.py).
+
+    Weights that lie in the host's memory (`fdjax.sharding.in_host_memory`) are brought
+    to the device for their expert's turn: the device never holds those of both.
     """
 
     config: "WanExpertsConfig"
@@ -54,13 +65,19 @@ class WanExperts(Transformer):
         """The two networks."""
         return {HIGH: self._expert(HIGH), LOW: self._expert(LOW)}
 
+    def check_files(self) -> None:
+        """Refuses a converted checkpoint that was made of the other expert's.
+
+        Raises:
+            ValueError: With both names.
+        """
+        paths = (part.checkpoint_path for part in self.parts.values())
+        _check_names(*(path and checkpoint.origin(path) for path in paths))
+
     def init_params(self, key: jax.Array) -> Params:
         """Random weights of both networks."""
-        keys = jax.random.split(key)
-        return {
-            name: part.init_params(key)
-            for (name, part), key in zip(self.parts.items(), keys, strict=True)
-        }
+        keys = self.part_keys(key)
+        return {name: part.init_params(keys[name]) for name, part in self.parts.items()}
 
     def segments(self, timesteps: np.ndarray) -> Sequence[tuple[int, FlowNetwork]]:
         """Above the boundary the one, at and below it the other.
@@ -120,7 +137,9 @@ class WanExperts(Transformer):
         self, params: Params, workspace: ExpertPair, latent: Array, timestep: Array
     ) -> tuple[ExpertPair, Array]:
         """That of the expert for high noise; `segments` gives each one's turn."""
-        return _Turn(self, HIGH).predict_flow(params, workspace, latent, timestep)
+        turn = _Turn(self, HIGH)
+        weights = turn.weights(params, latent)
+        return turn.predict_flow(weights, workspace, latent, timestep)
 
     def release(self, workspace: ExpertPair) -> tuple[ExpertPair, ExpertPair]:
         """Both caches, and both residues."""
@@ -137,12 +156,13 @@ class WanExperts(Transformer):
         timestep: Array,
     ) -> ExpertPair:
         """Both caches with the chunk committed, by a forward pass of each expert."""
-        return self._each(
-            lambda part, own, one, rest: part.commit(own, one, rest, clean, timestep),
-            params,
-            cache,
-            residue,
-        )
+        done: dict[str, PyTree] = {}
+        for name, part in self._all:
+            own = to_device_memory(params[name], after=done)
+            done[name] = part.commit(
+                own, _of(cache, name), _of(residue, name), clean, timestep
+            )
+        return ExpertPair(**done)
 
     def scratch(self, cache: ExpertPair) -> ExpertPair:
         """What a chunk overwrites in both caches."""
@@ -210,20 +230,26 @@ class _Turn:
     experts: WanExperts
     name: str
 
+    def weights(self, params: Params, latent: Array) -> Params:
+        """The expert's own, on the device; see `FlowNetwork.weights`."""
+        return to_device_memory(params[self.name], after=latent)
+
     def predict_flow(
         self, params: Params, workspace: ExpertPair, latent: Array, timestep: Array
     ) -> tuple[ExpertPair, Array]:
-        """See `Transformer.predict_flow`."""
+        """See `Transformer.predict_flow`; the params are those of `weights`."""
         part = dict(self.experts._all)[self.name]
         own, flow = part.predict_flow(
-            params[self.name], _of(workspace, self.name), latent, timestep
+            params, _of(workspace, self.name), latent, timestep
         )
         return dataclasses.replace(workspace, **{self.name: own}), flow
 
 
 def _of(tree: Any, name: str) -> Any:
-    """One expert's part of params or of a pair."""
-    return getattr(tree, name) if isinstance(tree, ExpertPair) else tree[name]
+    """One expert's part of a pair, or of params, brought to the device."""
+    if isinstance(tree, ExpertPair):
+        return getattr(tree, name)
+    return to_device_memory(tree[name])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,19 +273,29 @@ class WanExpertsConfig(WanTransformerConfig):
             raise ValueError(
                 f"boundary is a timestep in [0, 1000], got {self.boundary}."
             )
-        high, low = self.checkpoint_path, self.low_noise_checkpoint_path
-        if high is not None and high == low:
+        _check_names(self.checkpoint_path, self.low_noise_checkpoint_path)
+
+
+def _check_names(high: str | None, low: str | None) -> None:
+    """Refuses checkpoints that are the same one, or by their folders exchanged.
+
+    The experts have the same keys and shapes.
+
+    Raises:
+        ValueError: With both, or the field and the folder.
+    """
+    if high is not None and high == low:
+        raise ValueError(
+            "checkpoint_path and low_noise_checkpoint_path must name two "
+            f"checkpoints, one for each expert; both are {high}."
+        )
+    for field, source, others in (
+        ("checkpoint_path", high, _OF_LOW),
+        ("low_noise_checkpoint_path", low, _OF_HIGH),
+    ):
+        parts = set() if source is None else set(pathlib.PurePath(source).parts)
+        if wrong := sorted(parts & others):
             raise ValueError(
-                "checkpoint_path and low_noise_checkpoint_path must name two "
-                f"checkpoints, one for each expert; both are {high}."
+                f"{field} must name the other expert's checkpoint: {source} is in "
+                f"a folder {wrong[0]}. Change the two paths over."
             )
-        for field, source, others in (
-            ("checkpoint_path", high, _OF_LOW),
-            ("low_noise_checkpoint_path", low, _OF_HIGH),
-        ):
-            parts = set() if source is None else set(pathlib.PurePath(source).parts)
-            if wrong := sorted(parts & others):
-                raise ValueError(
-                    f"{field} must name the other expert's checkpoint: {source} is in "
-                    f"a folder {wrong[0]}. Change the two paths over."
-                )
