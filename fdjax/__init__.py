@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from fdjax.run.registry import runner_configs
     from fdjax.run.runner import Runner, RunnerConfig
     from fdjax.schedulers.table import ScheduleTable, schedule_table
+    from fdjax.session.batch import SessionBatch
+    from fdjax.session.futures import Futures, Habits
+    from fdjax.session.handle import Session, SessionState
     from fdjax.session.store import load_cache, save_cache
     from fdjax.streaming.view import OrderedKV
 
@@ -91,7 +94,10 @@ _EXPORTS = {
     "ordered_kv": "engine.inspection",
     "save_cache": "session.store",
     "Session": "session.handle",
-    "SessionState": "session.handle",
+    "SessionBatch": "session.batch",
+    "Futures": "session.futures",
+    "Habits": "session.futures",
+    "SessionState": "session.timeline",
     "runner_configs": "run.registry",
     "schedule_table": "schedulers.table",
 }
@@ -106,6 +112,8 @@ __all__ = [
     "DiffusionModelConfig",
     "EncoderConfig",
     "FinalState",
+    "Futures",
+    "Habits",
     "ImageEncoder",
     "InstantiateConfig",
     "NullEncoder",
@@ -117,6 +125,7 @@ __all__ = [
     "Scheduler",
     "SchedulerConfig",
     "Session",
+    "SessionBatch",
     "SessionState",
     "StreamInferencePipeline",
     "StreamInferencePipelineCache",

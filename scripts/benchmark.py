@@ -59,6 +59,12 @@ _OFFLOAD = flags.DEFINE_bool(
 _OFFLOAD_SHARE = flags.DEFINE_float(
     "offload_share", 1.0, "Of each expert's weights.", lower_bound=0, upper_bound=1
 )
+_SESSIONS = flags.DEFINE_list(
+    "sessions", [], "Numbers of sessions: time batches of them, of any age."
+)
+_FUTURES = flags.DEFINE_list(
+    "futures", [], "Numbers of chunks to make ahead: time maze-world so; 1 is none."
+)
 _TEXT = flags.DEFINE_bool("text_encoder", False, "Time the method's text encoder.")
 _FORWARD = flags.DEFINE_string(
     "forward", None, "Slug: also time one forward pass of this method's network."
@@ -102,6 +108,8 @@ def main(argv: list[str]) -> None:
         "mesh": _MESH.value,
         "place": _PLACE.value,
         "trace": _TRACE.value,
+        "sessions": [int(number) for number in _SESSIONS.value],
+        "futures": [int(number) for number in _FUTURES.value],
         "pure": _PURE.value,
         "offload_share": _OFFLOAD_SHARE.value if _OFFLOAD.value else 0.0,
         "folder": str(folder),
@@ -117,6 +125,8 @@ def main(argv: list[str]) -> None:
     if _COMPARE.value:
         plan.float32()
         plan.errors()
+    if _SESSIONS.value or _FUTURES.value:
+        plan.sessions()
     if _TEXT.value:
         plan.component("text_encoder", _METHOD.value)
     if _FORWARD.value:

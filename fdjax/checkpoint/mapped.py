@@ -16,15 +16,20 @@ class MappedFile:
     """A file mapped read-only into memory, with bounds checked.
 
     Args:
-        path: An existing, non-empty file.
+        path: An existing, non-empty file; or what messages call it.
+        content: Its bytes, where they are in memory already.
 
     Attributes:
         path: The file.
         size: Its length in bytes.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | str, content: bytes | None = None):
         self.path = path
+        self._map: mmap.mmap | bytes
+        if content is not None:
+            self._map, self.size = content, len(content)
+            return
         with open(path, "rb") as file:
             self.size = os.fstat(file.fileno()).st_size
             if not self.size:
@@ -34,6 +39,11 @@ class MappedFile:
     def bytes(self, start: int, length: int) -> bytes:
         """A copy of `length` bytes from `start`; fewer at the end of the file."""
         return self._map[start : start + length]
+
+    @property
+    def view(self) -> memoryview:
+        """All of it, without a copy."""
+        return memoryview(self._map)
 
     def tensor(
         self,
@@ -83,7 +93,7 @@ class MappedFile:
     def _advise(self, advice: str, start: int, length: int) -> None:
         """Passes an advice on pages to the kernel, where there is such a thing."""
         option = getattr(mmap, advice, None)
-        if option is not None and length:
+        if option is not None and length and isinstance(self._map, mmap.mmap):
             page = start - start % mmap.PAGESIZE
             self._map.madvise(option, page, length + start - page)
 

@@ -9,7 +9,7 @@ import json
 import pathlib
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -40,6 +40,25 @@ DTYPES = {
 }
 """Element types by the name that the format gives them."""
 
+
+def dtype_name(dtype: np.dtype) -> str:
+    """The format's name of an element type.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if dtype not in _NAMES:
+        raise ValueError(f"files hold no {dtype}; they hold {', '.join(DTYPES)}.")
+    return _NAMES[dtype]
+
+
+class Writable(Protocol):
+    """What bytes can be written to."""
+
+    def write(self, data: Any, /) -> Any:
+        """Takes bytes, or a buffer of them."""
+
+
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100 << 20  # bytes, the limit of the safetensors package
 
@@ -62,20 +81,28 @@ def read_safetensors(
             pass
     except safetensors.SafetensorError as error:
         raise CheckpointError(_explain(path, str(error)[:200])) from None
-    file = MappedFile(path)
+    return read_mapped(MappedFile(path))
+
+
+def read_mapped(file: MappedFile) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+    """As `read_safetensors`, of a file that is mapped or in memory.
+
+    Raises:
+        CheckpointError: If its header is none, or a tensor lies outside of it.
+    """
     length = int.from_bytes(file.bytes(0, 8), "little")
     try:
         header = _checked_header(strict_json.parse(file.bytes(8, length)))
     except ValueError as error:
-        raise CheckpointError(_explain(path, f"its header: {error}")) from None
+        raise CheckpointError(_explain(file.path, f"its header: {error}")) from None
     metadata = header.pop("__metadata__", {})
     tensors = {}
     for key, entry in header.items():
         dtype = DTYPES.get(entry["dtype"])
         if dtype is None:
             raise CheckpointError(
-                f"{path}: {key[:80]} has type {entry['dtype'][:80]}, must be one of "
-                + ", ".join(DTYPES)
+                f"{file.path}: {key[:80]} has type {entry['dtype'][:80]}, must be one "
+                "of " + ", ".join(DTYPES)
             )
         start = 8 + length + entry["data_offsets"][0]
         tensors[key] = file.tensor(start, dtype, entry["shape"])
@@ -135,6 +162,27 @@ def write_safetensors(
 
     Args:
         path: The file.
+        tensors: As in `write_to`.
+        metadata: The file's own.
+        progress: As in `write_to`.
+
+    Raises:
+        ValueError: The format has no such element type.
+    """
+    with path.open("wb") as file:
+        write_to(file, tensors, metadata, progress)
+
+
+def write_to(
+    file: Writable,
+    tensors: Mapping[str, Any],
+    metadata: Mapping[str, str],
+    progress: Callable[[int], None] = lambda num_bytes: None,
+) -> None:
+    """Writes tensors by key to an open file, in one pass; its metadata comes first.
+
+    Args:
+        file: Takes bytes.
         tensors: Arrays, or `LazyTensor`s, which are read one after the other.
         metadata: The file's own.
         progress: Called with the bytes of each tensor when it has been written.
@@ -160,13 +208,12 @@ def write_safetensors(
         position = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in lazy.values():
-            array = contiguous(tensor.read())
-            file.write(array.reshape(-1).view(np.uint8).data)
-            tensor.release()
-            progress(tensor.nbytes)
+    file.write(struct.pack("<Q", len(text)) + text)
+    for tensor in lazy.values():
+        array = contiguous(tensor.read())
+        file.write(array.reshape(-1).view(np.uint8).data)
+        tensor.release()
+        progress(tensor.nbytes)
 
 
 def read_back(path: pathlib.Path, tensors: Mapping[str, Any]) -> None:
@@ -181,11 +228,12 @@ def read_back(path: pathlib.Path, tensors: Mapping[str, Any]) -> None:
         raise ValueError("its tensors differ")
 
 
-def _explain(path: pathlib.Path, reason: str) -> str:
+def _explain(path: pathlib.Path | str, reason: str) -> str:
     """Says what is wrong with a file that the safetensors package refuses."""
     if "IncompleteBuffer" in reason or "incomplete metadata" in reason.lower():
         return (
-            f"{path} is truncated ({path.stat().st_size} bytes; {reason}): the "
+            f"{path} is truncated ({pathlib.Path(path).stat().st_size} bytes; "
+            f"{reason}): the "
             "download did not finish, fetch the file again"
         )
     return f"{path} is not a valid safetensors file: {reason}"

@@ -3,8 +3,10 @@
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fdjax.axes import Array, Params, PyTree
@@ -151,7 +153,9 @@ class Transformer(ParametricComponent):
         """
         return cache
 
-    def restore(self, cache: PyTree, scratch: PyTree) -> PyTree:
+    def restore(
+        self, cache: PyTree, scratch: PyTree, sessions: Array | None = None
+    ) -> PyTree:
         """The cache as it was when `scratch` was taken, bit for bit.
 
         Conditions are those of the one or the other: who changes them meanwhile calls
@@ -160,9 +164,10 @@ class Transformer(ParametricComponent):
         Args:
             cache: One chunk later; several chunks go back one by one, newest first.
             scratch: From `scratch`.
+            sessions: Which sessions go back; the others stay as they are, bit for bit.
+                None: all.  bool[B].
         """
-        del cache
-        return scratch
+        return scratch if sessions is None else select(sessions, scratch, cache)
 
     def postprocess(self, residue: PyTree, latent: Array) -> Array:
         """The clean latent as it is kept and decoded; unchanged unless overridden."""
@@ -207,6 +212,22 @@ class Transformer(ParametricComponent):
     @abc.abstractmethod
     def unpatchify(self, latent: Array, cache: PyTree) -> Array:
         """The inverse of `patchify`; the cache knows the sizes."""
+
+
+def select(sessions: Array, chosen: Any, others: Any) -> Any:
+    """Some sessions of one tree and the rest of another.
+
+    Args:
+        sessions: Which are taken from `chosen`.  bool[B].
+        chosen: Leaves [B, ...].
+        others: As `chosen`.
+    """
+
+    def pick(a: Array, b: Array) -> Array:
+        # bool[B] -> bool[B, 1, ...]
+        return jnp.where(sessions.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(pick, chosen, others)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

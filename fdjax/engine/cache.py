@@ -7,6 +7,7 @@ of different age, prompt and seed share a batch. Only a session's first chunk is
 its first chunk alone and joins.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -147,20 +148,22 @@ def stack_caches(
 def take_session(
     cache: StreamInferencePipelineCache, index: int
 ) -> StreamInferencePipelineCache:
-    """Session `index` of a batch, as a batch of one.
+    """Session `index` of a batch, as a batch of one, in buffers of its own.
+
+    One program serves every index.
 
     Raises:
         ValueError: There is no such session.
     """
-    index = _check_index(cache, index)
-    # [B, ...] -> [1, ...]
-    return jax.tree.map(lambda leaf: leaf[index : index + 1], cache)
+    return _take(cache, np.int32(_check_index(cache, index)))
 
 
 def put_session(
     cache: StreamInferencePipelineCache,
     index: int,
     session: StreamInferencePipelineCache,
+    *,
+    donate: bool = False,
 ) -> StreamInferencePipelineCache:
     """The batch with session `index` replaced.
 
@@ -168,6 +171,7 @@ def put_session(
         cache: A batch.
         index: Which of its sessions.
         session: A batch of one, in the same state as `cache`.
+        donate: Work in place and use `cache` up.
 
     Raises:
         ValueError: There is no such session, or the two do not go together.
@@ -179,12 +183,39 @@ def put_session(
             "take_session() one of them first."
         )
     _check_alike(cache, session, "the batch and the session")
+    # Only this is donated, as in every step: states of codecs are small, and shared.
+    large = cache.transformer_cache
+    rest = dataclasses.replace(cache, transformer_cache=())
+    put = _put_in_place if donate else _put
+    return put(large, rest, session, np.int32(index))
 
+
+@jax.jit
+def _take(
+    cache: StreamInferencePipelineCache, index: Array
+) -> StreamInferencePipelineCache:
+    # [B, ...] -> [1, ...]
+    return jax.tree.map(
+        lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, index, 1), cache
+    )
+
+
+def _put_any(
+    large: PyTree,
+    rest: StreamInferencePipelineCache,
+    session: StreamInferencePipelineCache,
+    index: Array,
+) -> StreamInferencePipelineCache:
     def put(batch: Array, leaf: Array) -> Array:
         # [B, ...] with row `index` from [1, ...]
-        return jnp.concatenate([batch[:index], leaf, batch[index + 1 :]])
+        return jax.lax.dynamic_update_slice_in_dim(batch, leaf, index, 0)
 
+    cache = dataclasses.replace(rest, transformer_cache=large)
     return jax.tree.map(put, cache, session)
+
+
+_put = jax.jit(_put_any)
+_put_in_place = jax.jit(_put_any, donate_argnums=0)
 
 
 def require(cache: StreamInferencePipelineCache, *, ready: bool, caller: str) -> None:

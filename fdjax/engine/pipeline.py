@@ -249,9 +249,8 @@ class StreamInferencePipeline(Component):
             key: The only source of noise, key[] or one per session, key[B]. A scalar
                 is used as it is for one session and split for more; the config's seed
                 by default.
-            sharding: Where the cache lives; a mesh, one sharding, or a tree of
-                shardings by the fields of the cache's components. None: where the
-                parameters are, by the tables of `fdjax.sharding`.
+            sharding: Where the cache lives; a mesh, one sharding, or a tree of them
+                like its parts. None: where the parameters are.
 
         Raises:
             ValueError: Inputs contradict each other or do not fit the model.
@@ -332,9 +331,8 @@ class StreamInferencePipeline(Component):
         require(cache, ready=True, caller="update_conditions")
         check_conditions(conditions)
         own = params["transformer"], cache.transformer_cache
-        update = (
-            stages.update_conditions_in_place if donate else stages.update_conditions
-        )
+        pure, donating = stages.update_conditions, stages.update_conditions_in_place
+        update = donating if donate else pure
         transformer_cache = homes.run(update, self, *own, conditions)
         return dataclasses.replace(cache, transformer_cache=transformer_cache)
 
@@ -467,8 +465,8 @@ class StreamInferencePipeline(Component):
         num_chunks: int = 1,
     ) -> tuple[StreamInferencePipelineCache, PyTree]:
         """Makes `num_chunks` chunks as one `lax.scan`; see `fdjax.engine.rollout`."""
-        steps = self.generate, self.finalize
         with home(params.get("transformer"), cache):
+            steps = self.generate, self.finalize
             return rollout.rollout(*steps, params, cache, inputs, num_chunks)
 
 

@@ -6,27 +6,30 @@ fdjax-run METHOD --prompt "..." --pipeline.diffusion_model.seed 7
 fdjax-run METHOD --no-instantiate       print the resolved config and stop
 fdjax-run --preset examples/maze_at_dusk
 fdjax-run --config outputs/METHOD.config.json
+fdjax-run --replay outputs/METHOD.replay.json
 """
 
 import contextlib
+import dataclasses
 import logging
 import pathlib
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
 from fdjax import config as config_lib
 from fdjax.config.values import did_you_mean
-from fdjax.run import edge, plugins, registry, versions, xla_flags
+from fdjax.run import edge, plugins, registry, repeat, replay, versions, xla_flags
 from fdjax.run import flags as cli_flags
 from fdjax.run.preset import read_preset
 from fdjax.run.runner import RunnerConfig
 
 _NAME = "fdjax-run"
+_SOURCES = ("config", "preset", "replay")  # of a config, but for a method
 _SWITCHES = ("--no-instantiate", "--debug", "--help", "--tiny")
 _log = logging.getLogger(__name__)
 _COLUMN = 16  # where descriptions of methods begin
@@ -38,6 +41,8 @@ usage: {_NAME} METHOD [--FIELD VALUE ...]
   {_NAME} --preset DIR             a picture, a prompt, controls and settings that
                                      lie in a folder; METHOD and flags win over it
   {_NAME} --config FILE            repeat a run from the config that it wrote
+  {_NAME} --replay FILE            repeat a run, and say at which chunk it differs
+                                     if it does (exit code 1)
   {_NAME} METHOD --tiny            the whole path in half a minute on a CPU, by
                                      a small random network: its output is noise
   {_NAME} --version                versions and devices, for a bug report
@@ -71,38 +76,96 @@ def run(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
 
-    def command() -> int:
-        with _log_to_stderr():
-            return _run(arguments, in_process_of_its_own=argv is None)
+    def work() -> int:
+        with log_to_stderr():
+            command = read_command(arguments)
+            if command is not None:
+                if argv is None:
+                    prepare_process(command)
+                if command.expected is not None:
+                    return repeat.run(command.config, command.expected)
+                command.config.setup().run()
+            return 0
 
-    return edge.guard(_NAME, command, debug="--debug" in arguments)
+    return edge.guard(_NAME, work, debug="--debug" in arguments)
 
 
-def _run(arguments: list[str], *, in_process_of_its_own: bool) -> int:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """A command line of methods.
+
+    Attributes:
+        name: As it is typed.
+        help: What it prints above the list of methods.
+    """
+
+    name: str = _NAME
+    help: str = _GENERAL_HELP
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What a command line asks for.
+
+    Attributes:
+        config: Of the method, with what the flags change.
+        expected: What its run is compared with, if that is asked for.
+        is_tiny: Whether it is the small random network.
+        keeps_compiled: Whether compiled programs are kept for the next process.
+    """
+
+    config: RunnerConfig
+    expected: replay.Replay | None
+    is_tiny: bool
+    keeps_compiled: bool
+
+
+def prepare_process(command: Command) -> None:
+    """Makes the compiler's settings; for a process that does nothing else."""
+    is_quick = command.expected is not None and command.expected.is_quick
+    if command.is_tiny or is_quick:
+        xla_flags.compile_quickly()
+    xla_flags.set_defaults()
+    if command.keeps_compiled:
+        xla_flags.enable_compilation_cache()
+
+
+def read_command(
+    arguments: list[str], program: Program | None = None
+) -> Command | None:
+    """What is asked for; None if that was help, which is printed.
+
+    Args:
+        arguments: Without the program's name.
+        program: `fdjax-run` by default.
+
+    Raises:
+        ValueError, FileNotFoundError: An argument is wrong.
+    """
+    program = program or Program()
     if "--version" in arguments:
         print(versions.text())
-        return 0
+        return None
     method, rest = _split_method(arguments)
-    file, preset = (_path_of(flag, rest) for flag in ("--config", "--preset"))
+    sources = {flag: path for flag in _SOURCES if (path := _path_of(f"--{flag}", rest))}
     discovery = registry.discover()
-    if method is None and file is None and preset is None:
-        values = _parse_flags(rest, [])
-        print(
-            _method_list(discovery), file=None if values["help"].value else sys.stderr
-        )
-        if not values["help"].value:
+    if method is None and not sources:
+        values = _parse_flags(rest, [], program)
+        wanted = values["help"].value
+        print(_method_list(discovery, program), file=None if wanted else sys.stderr)
+        if not wanted:
             raise ValueError("name a METHOD, one of those above.")
-        return 0
-    base = _base_config(method, file, preset, discovery)
+        return None
+    base, expected = _base_config(method, sources, discovery, program)
     if "--tiny" in rest:
         base = base.tiny()
     fields = list(cli_flags.config_fields(base))
-    values = _parse_flags(rest, fields)
+    values = _parse_flags(rest, fields, program)
     if values["help"].value:
-        print(f"usage: {_NAME} {base.runner_name} [--FIELD VALUE ...]\n")
+        print(f"usage: {program.name} {base.runner_name} [--FIELD VALUE ...]\n")
         print(*textwrap.wrap(base.description, 88), sep="\n")
         print(cli_flags.format_help(base))
-        return 0
+        return None
     try:
         config = config_lib.derive_config(base, **cli_flags.overrides(fields, values))
         config_lib.check_config(config)
@@ -110,19 +173,17 @@ def _run(arguments: list[str], *, in_process_of_its_own: bool) -> int:
         raise ValueError(str(error)) from error
     if not values["instantiate"].value:
         print(f"Resolved config for {config.runner_name!r}:\n{config.to_text()}")
-        return 0
+        return None
     if values["tiny"].value:
         _log.warning(
             "TINY: a small random network shows the path; its output is noise."
         )
-    if in_process_of_its_own:
-        if values["tiny"].value:
-            xla_flags.compile_quickly()
-        xla_flags.set_defaults()
-        if values["compilation_cache"].value:
-            xla_flags.enable_compilation_cache()
-    config.setup().run()
-    return 0
+    return Command(
+        config=config,
+        expected=expected,
+        is_tiny=bool(values["tiny"].value),
+        keeps_compiled=bool(values["compilation_cache"].value),
+    )
 
 
 def _split_method(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -148,7 +209,7 @@ def _path_of(flag: str, arguments: list[str]) -> pathlib.Path | None:
 
 
 def _parse_flags(
-    arguments: list[str], fields: list[cli_flags.ConfigField]
+    arguments: list[str], fields: list[cli_flags.ConfigField], program: Program
 ) -> flags.FlagValues:
     """The general flags and those of the fields, in a FlagValues of their own."""
     values = flags.FlagValues()
@@ -162,12 +223,15 @@ def _parse_flags(
     flags.DEFINE_bool("debug", False, "Show tracebacks.", flag_values=values)
     flags.DEFINE_string("config", None, "A run's config.", flag_values=values)
     flags.DEFINE_string("preset", None, "A preset.", flag_values=values)
+    flags.DEFINE_string("replay", None, "A replay file.", flag_values=values)
     cli_flags.define_flags(fields, values)
     try:
-        values([_NAME, *cli_flags.normalise(arguments, values)])
+        values([program.name, *cli_flags.normalise(arguments, values)])
     except cli_flags.UnknownFlagError as error:
         hint = (
-            "" if fields else f"; the flags of a method follow it: {_NAME} METHOD ..."
+            ""
+            if fields
+            else f"; the flags of a method follow it: {program.name} METHOD ..."
         )
         raise ValueError(f"{error}{hint}") from None
     return values
@@ -175,41 +239,58 @@ def _parse_flags(
 
 def _base_config(
     method: str | None,
-    file: pathlib.Path | None,
-    preset: pathlib.Path | None,
+    sources: Mapping[str, pathlib.Path],
     discovery: registry.Discovery,
-) -> RunnerConfig:
-    """The config that the flags change: a method's, a preset's, or that of a run."""
-    if preset is not None:
-        if file is not None:
-            raise ValueError("give --config or --preset, not both.")
+    program: Program,
+) -> tuple[RunnerConfig, replay.Replay | None]:
+    """The config that the flags change, and what its run is compared with.
+
+    It is a method's, a preset's, or that of a run.
+    """
+    if len(sources) > 1:
+        raise ValueError(f"give --{' or --'.join(sources)}, not both.")
+    if (preset := sources.get("preset")) is not None:
         if method is not None:
-            _known(method, discovery)
-        return read_preset(preset, discovery.configs, method=method)
-    if file is not None:
-        if not file.is_file():
-            raise FileNotFoundError(f"--config: there is no file {file}.")
+            _known(method, discovery, program)
+        return read_preset(preset, discovery.configs, method=method), None
+    if (file := sources.get("config")) is not None:
+        return _of_this_method(f"--config {file}", _read_config(file), method), None
+    if (file := sources.get("replay")) is not None:
+        what = f"--replay {file}"
         try:
-            config = config_lib.from_json(
-                file.read_text(encoding="utf-8"), classes=plugins.known_classes()
-            )
-        except (TypeError, ValueError, KeyError) as error:
-            raise ValueError(f"--config {file}: {edge.message(error)}") from error
-        if not isinstance(config, RunnerConfig):
-            raise ValueError(
-                f"--config {file} holds a {type(config).__name__}, no run."
-            )
-        if method not in (None, config.runner_name):
-            raise ValueError(
-                f"--config {file} is a run of {config.runner_name!r}, not of "
-                f"{method!r}; leave METHOD out."
-            )
-        return config
+            expected = replay.read(file, plugins.known_classes())
+        except (FileNotFoundError, ValueError) as error:
+            raise ValueError(f"{what}: {edge.message(error)}") from error
+        return _of_this_method(what, expected.config, method), expected
     assert method is not None
-    return _known(method, discovery)
+    return _known(method, discovery, program), None
 
 
-def _known(method: str, discovery: registry.Discovery) -> RunnerConfig:
+def _read_config(file: pathlib.Path) -> Any:
+    if not file.is_file():
+        raise FileNotFoundError(f"--config: there is no file {file}.")
+    try:
+        return config_lib.from_json(
+            file.read_text(encoding="utf-8"), classes=plugins.known_classes()
+        )
+    except (TypeError, ValueError, KeyError) as error:
+        raise ValueError(f"--config {file}: {edge.message(error)}") from error
+
+
+def _of_this_method(what: str, config: Any, method: str | None) -> RunnerConfig:
+    if not isinstance(config, RunnerConfig):
+        raise ValueError(f"{what} holds a {type(config).__name__}, no run.")
+    if method not in (None, config.runner_name):
+        raise ValueError(
+            f"{what} is a run of {config.runner_name!r}, not of {method!r}; leave "
+            "METHOD out."
+        )
+    return config
+
+
+def _known(
+    method: str, discovery: registry.Discovery, program: Program
+) -> RunnerConfig:
     """The config of a method.
 
     Raises:
@@ -221,11 +302,11 @@ def _known(method: str, discovery: registry.Discovery) -> RunnerConfig:
     for plugin in discovery.broken:
         if plugin.name == method:
             message += f"; {plugin.source} is broken: {plugin.reason}"
-    raise ValueError(f"{message}. See {_NAME} --help.")
+    raise ValueError(f"{message}. See {program.name} --help.")
 
 
-def _method_list(discovery: registry.Discovery) -> str:
-    lines = [_GENERAL_HELP, "methods:"]
+def _method_list(discovery: registry.Discovery, program: Program) -> str:
+    lines = [program.help, "methods:"]
     if not discovery.configs:
         lines.append("  none")
     for slug, config in discovery.configs.items():
@@ -277,7 +358,7 @@ def _log_warning(message: Any, *_: Any, **__: Any) -> None:
 
 
 @contextlib.contextmanager
-def _log_to_stderr() -> Iterator[None]:
+def log_to_stderr() -> Iterator[None]:
     """Shows log records, from INFO for methods and from WARNING for the rest."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))

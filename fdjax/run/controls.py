@@ -74,6 +74,16 @@ class Controls:
         """Frames until the run ends with them; `FOREVER` if it does not."""
         return self.num_frames if self.end == "stop" else FOREVER
 
+    @property
+    def end_text(self) -> str:
+        """What comes when they end."""
+        then = {
+            "stop": "and the run with the chunk; --controls_end hold and repeat go on",
+            "hold": "and the last of them is held on",
+            "repeat": "and begin again",
+        }
+        return f"The controls end at frame {self.num_frames}, {then[self.end]}."
+
     def clock(self, frame: int) -> int | None:
         """Which of the frames that were given is in force; None: nothing is held."""
         if frame < 0 or (frame >= self.num_frames and self.end == "stop"):

@@ -58,6 +58,7 @@ class RunnerResult:
         outputs: One file per session and view, or one for all: `arrangement`.
         num_frames: Frames in it.
         stats: One entry per chunk, as in the stats file.
+        chunk_hashes: Of the chunks of `output`, as in the replay file.
     """
 
     output: pathlib.Path
@@ -65,6 +66,7 @@ class RunnerResult:
     files: tuple[pathlib.Path, ...]
     num_frames: int
     stats: list[dict[str, Any]]
+    chunk_hashes: tuple[str, ...] = ()
 
 
 class LazySequence(Sequence[Any]):

@@ -16,6 +16,7 @@ from fdjax.run.devices import Devices
 from fdjax.run.devices import find as find_devices
 from fdjax.run.inputs import RunnerInputs
 from fdjax.run.start_image import Fit, read_start_image
+from fdjax.run.steering import Steering, along
 from fdjax.session import store
 
 _log = logging.getLogger(__name__)
@@ -82,21 +83,21 @@ class InputReader(Component):
     def tell_end(self, inputs: RunnerInputs, chunks: int) -> None:
         """Says what comes when the controls end, if the session lives to see it."""
         script = inputs.script
-        if script is None or script.num_frames > self.frames_before(chunks):
-            return
-        then = {
-            "stop": "and the run with the chunk; --controls_end hold and repeat go on",
-            "hold": "and the last of them is held on",
-            "repeat": "and begin again",
-        }
-        self.say(
-            "The controls end at frame %d, %s.", script.num_frames, then[script.end]
-        )
+        if script is not None and script.num_frames <= self.frames_before(chunks):
+            self.say("%s", script.end_text)
 
     def say(self, text: str, *values: Any) -> None:
         """Tells what a run is at, unless `progress` is off."""
         if self.config.progress is not False:
             _log.info(text, *values)
+
+    def steering(self, inputs: RunnerInputs) -> Steering:
+        """What keys do in a live session; by default nothing.
+
+        Args:
+            inputs: From `read_inputs`.
+        """
+        return along(inputs)
 
     def read_text(self) -> tuple[str, ...] | None:
         """The prompt, from the text or the file that the config gives.

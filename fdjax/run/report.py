@@ -12,7 +12,7 @@ import numpy as np
 
 from fdjax import config as config_lib
 from fdjax.checkpoint import files
-from fdjax.run import media, plugins, sheet, signals, stats
+from fdjax.run import media, plugins, replay, sheet, signals, stats
 from fdjax.run.inputs import RunnerInputs
 
 _log = logging.getLogger(__name__)
@@ -51,6 +51,11 @@ class OutputPaths:
         return self.folder / f"{self.name}.config.json"
 
     @property
+    def replay(self) -> pathlib.Path:
+        """What the run was made from, and hashes of what came out."""
+        return self.folder / f"{self.name}.replay.json"
+
+    @property
     def session(self) -> pathlib.Path:
         """The session, from which the run can be extended."""
         return self.folder / f"{self.name}.session"
@@ -68,6 +73,8 @@ class RunReport:
             infinite.
         outputs: The videos and arrays that were written.
         has_session: Whether the session was written.
+        hashes: Of the chunks that arrived; see `fdjax.run.replay`.
+        weights: Hashes of the weights, if they are known.
         paths: Where the files go.
 
     Args:
@@ -95,6 +102,8 @@ class RunReport:
         self.nonfinite: dict[int, str] = {}
         self.outputs: list[pathlib.Path] = []
         self.has_session = False
+        self.hashes: list[str] = []
+        self.weights: dict[str, str] | None = None
         self._has_sheet = False
         self.paths = OutputPaths(
             pathlib.Path(os.path.expanduser(config.output_dir)),
@@ -141,6 +150,7 @@ class RunReport:
         )
         self._since = now
         self.num_frames += frames
+        self.hashes.append(replay.chunk_hash(chunk))
         if is_video:
             self._sampler.add(chunk)
         self._bar.set_postfix_str(f"{1e3 * frames / wall_ms:.1f} frames/s", False)
@@ -212,13 +222,16 @@ class RunReport:
         for what, picture in self._pictures.items():
             media.write_png(self.paths.picture(what), picture)
         stats.write_stats(self.paths.stats, self.chunks())
-        text = config_lib.to_json(self._config, classes=plugins.known_classes())
+        classes = plugins.known_classes()
+        text = config_lib.to_json(self._config, classes=classes)
         files.write_text(self.paths.config, text + "\n")
+        made = replay.of_run(self._config, self.hashes, self.weights)
+        made.write(self.paths.replay, classes)
 
     def written(self) -> list[pathlib.Path]:
         """All files of the run."""
         paths = self.paths
-        beside = [paths.stats, paths.config]
+        beside = [paths.stats, paths.config, paths.replay]
         beside += [paths.sheet] if self._has_sheet else []
         beside += [paths.picture(what) for what in self._pictures]
         beside += [paths.session] if self.has_session else []

@@ -35,6 +35,7 @@ from fdjax.run import (
     naming,
     needs,
     plugins,
+    replay,
     stats,
     stream,
     weights,
@@ -94,7 +95,7 @@ class Runner(InputReader):
 
     # The run
 
-    def run(self) -> RunnerResult:
+    def run(self, expected: replay.Replay | None = None) -> RunnerResult:
         """Checks, loads, streams, writes.
 
         Files in `output_dir`, each of which appears whole or not at all: the video
@@ -102,9 +103,13 @@ class Runner(InputReader):
         array that is no video `<name>.<key>.npy`; what it follows, above it, is
         `<name>.comparison.mp4`), a contact sheet `<name>.png`,
         `stats_<name>.json`, `<name>.config.json`, from which the run can be repeated,
-        and with `save_session` `<name>.session`, from which it can be extended. The
-        second run in a directory is `<name>-2`, and so on. With random weights the
-        name says so. With `save_embeddings_path` that file alone.
+        `<name>.replay.json`, with which a repetition is compared, and with
+        `save_session` `<name>.session`, from which it can be extended. The second run
+        in a directory is `<name>-2`, and so on. With random weights the name says so.
+        With `save_embeddings_path` that file alone.
+
+        Args:
+            expected: A run whose weights these must be.
 
         Raises:
             ValueError, FileNotFoundError, PermissionError: Before anything expensive.
@@ -115,7 +120,7 @@ class Runner(InputReader):
         config = self.config
         inputs = self.prepare()
         if config.save_embeddings_path is not None:
-            conditions = self._encode(self._encoder_weights(), inputs)
+            conditions = self._encode(self.encoder_weights(), inputs)
             return embeddings.keep(config, self.pipeline.conditioner, conditions)
         session = None
         if config.resume is not None:
@@ -137,9 +142,10 @@ class Runner(InputReader):
             first,
         )
         if config.compile_only:
-            told = config.progress is not False
-            return ahead.compile_only(compiling, told=told)
+            return ahead.compile_only(compiling, told=config.progress is not False)
         params, session = self._begin(inputs, session, num_chunks, compiling)
+        hashes = replay.WeightHashes(params)
+        hashes.check(expected, config.resume)
         folder = pathlib.Path(os.path.expanduser(config.output_dir))
         with contextlib.ExitStack() as stack:
             name = config.output_name
@@ -148,7 +154,7 @@ class Runner(InputReader):
                     naming.reserved(folder, name, overwrite=config.overwrite)
                 )
             report = RunReport(config, num_chunks, inputs, name=name, first=first)
-            return self._stream(params, session, inputs, report)
+            return self._stream(params, session, inputs, report, hashes)
 
     def prepare(self) -> RunnerInputs:
         """Everything that can be checked before a weight is read; returns the inputs.
@@ -196,7 +202,7 @@ class Runner(InputReader):
         streaming = list(needs.streaming(self.pipeline))
         first = 0 if session is None else session.first
         conditions, switches = encode_prompts(
-            functools.partial(self._encode, self._encoder_weights()),
+            functools.partial(self._encode, self.encoder_weights()),
             inputs,
             self.frames_before,
             range(first, first + num_chunks),
@@ -204,14 +210,14 @@ class Runner(InputReader):
         # The text encoders, which are large, are freed before the rest is loaded.
         if session is not None:
             _log.info("Resumed at chunk %d; prompt, image and seed are its own.", first)
-            params = self._weights(streaming)
+            params = self.load_weights(streaming)
             session.cache = homes.placed(params, session.cache)
             session.switches, session.compiling = switches, compiling
             return params, session
         assert conditions is not None
         # A size or a condition that does not fit shows in the shapes alone.
         self._needs(conditions).of(streaming).check()
-        params = self._weights(streaming)
+        params = self.load_weights(streaming)
         compiling.wait(0)
         cache = self.new_cache(params, conditions)
         session = stream.Session(
@@ -219,10 +225,10 @@ class Runner(InputReader):
         )
         return params, session
 
-    def _encoder_weights(self) -> conditions_store.WeightsOnDemand:
+    def encoder_weights(self) -> conditions_store.WeightsOnDemand:
         """Weights of the encoders of conditions, loaded when they are used."""
         return conditions_store.WeightsOnDemand(
-            self._weights, list(needs.one_shot(self.pipeline))
+            self.load_weights, list(needs.one_shot(self.pipeline))
         )
 
     def _encode(self, params: Params, inputs: RunnerInputs) -> Conditions:
@@ -249,6 +255,7 @@ class Runner(InputReader):
         session: stream.Session,
         inputs: RunnerInputs,
         report: RunReport,
+        hashes: replay.WeightHashes,
     ) -> RunnerResult:
         """Streams, and writes what there is however that ends."""
         config = self.config
@@ -271,12 +278,14 @@ class Runner(InputReader):
             interrupted = True
         if not interrupted:
             watch.wait()
+        report.weights = hashes.get(wait=not interrupted)
         report.nonfinite = dict(watch.bad)
         report.outputs = list(writer.paths) if report.num_frames else []
         if jax.process_index() == 0 and (report.num_frames or report.nonfinite):
             report.write()
             if config.save_session and not report.nonfinite:
-                self._save_session(session, report)
+                path, name = report.paths.session, config.runner_name
+                report.has_session = session.save(path, params, name)
             if config.overwrite:
                 written = {path.name for path in report.written()}
                 naming.remove_leftovers(report.paths.folder, report.paths.name, written)
@@ -291,18 +300,8 @@ class Runner(InputReader):
             files=tuple(report.written()),
             num_frames=report.num_frames,
             stats=report.chunks(),
+            chunk_hashes=tuple(report.hashes),
         )
-
-    def _save_session(self, session: stream.Session, report: RunReport) -> None:
-        if not session.is_whole:
-            _log.warning(
-                "The session is not saved: the interrupt came in the midst of a chunk."
-            )
-            return
-        chunks = int(jax.device_get(session.cache.autoregressive_index).max())
-        notes = {"config": self.config.runner_name, "chunks": chunks}
-        session.save(report.paths.session, notes)
-        report.has_session = True
 
     def new_cache(self, params: Params, conditions: Conditions) -> PyTree:
         """The cache of a new session of this size and seed."""
@@ -351,7 +350,8 @@ class Runner(InputReader):
             self.pipeline, self.new_cache, conditions, size, self.devices, where
         )
 
-    def _weights(self, only: Sequence[str]) -> Params:
+    def load_weights(self, only: Sequence[str]) -> Params:
+        """Weights of these components; random ones if the config says so."""
         where, random = self.weights_placement(), self.config.random_weights
         return weights.make(self.pipeline, only, where, random=random, say=self.say)
 

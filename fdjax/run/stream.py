@@ -2,9 +2,9 @@
 
 import contextlib
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
@@ -18,6 +18,8 @@ from fdjax.run.prompts import Switches
 from fdjax.run.report import RunReport
 from fdjax.run.writer import ChunkWriter
 from fdjax.session import store
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -38,12 +40,33 @@ class Session:
     switches: Switches = dataclasses.field(default_factory=Switches)
     compiling: Programs | None = None
 
-    def save(self, path: pathlib.Path, notes: dict[str, Any]) -> None:
-        """Writes it; see `fdjax.session.store.save_cache`."""
+    def save(self, path: pathlib.Path, params: Params, name: str) -> bool:
+        """Writes it, unless an interrupt came in the midst of a chunk.
+
+        Args:
+            path: The file; see `fdjax.session.store.save_cache`.
+            params: Weights.
+            name: Of the method.
+
+        Returns:
+            Whether it was written; a warning tells if not.
+        """
+        if not self.is_whole:
+            _log.warning(
+                "The session is not saved: the interrupt came in the midst of a chunk."
+            )
+            return False
+        chunks = int(jax.device_get(self.cache.autoregressive_index).max())
         with signals.held():
             store.save_cache(
-                path, self.cache, pipeline=self.pipeline, notes=notes, overwrite=True
+                path,
+                self.cache,
+                pipeline=self.pipeline,
+                params=params,
+                notes={"config": name, "chunks": chunks},
+                overwrite=True,
             )
+        return True
 
     @property
     def is_whole(self) -> bool:

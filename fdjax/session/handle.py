@@ -5,78 +5,21 @@ each step can work in place. What it does to the cache is in `fdjax.session.jour
 """
 
 import dataclasses
-import enum
+import os
 from typing import Any
 
 import jax
-import numpy as np
+from jax.sharding import Mesh, Sharding
 
-from fdjax.axes import Array, Params, PyTree
+from fdjax.axes import Params, PyTree
 from fdjax.contract.conditioner import Conditions
 from fdjax.engine.cache import StreamInferencePipelineCache
 from fdjax.engine.pipeline import StreamInferencePipeline
-from fdjax.session import journal
+from fdjax.session import journal, recording, store
 from fdjax.session.blend import path
-
-_THUMBNAIL = 96  # pixels of the longer side, at most
-
-
-class SessionState(enum.Enum):
-    """What a session can do now."""
-
-    ACTIVE = "active"
-    """It takes calls."""
-
-    RESETTING = "resetting"
-    """It is being begun again."""
-
-    FAILED = "failed"
-    """A step failed midway and left no cache; `reset` begins it again."""
-
-    CLOSED = "closed"
-    """It holds nothing and takes no call."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Step:
-    """One committed chunk of a timeline.
-
-    Attributes:
-        index: Of the chunk, from 0.
-        control: What `generate` was given.
-        event_ids: Of the events that gave the control, in their order.
-        conditions: Those that the chunk was made with.
-        upcoming: Conditions that were to come before the chunk was made, its own first.
-        image: The last frame, small.  float[B, H, W, 3] in [-1, 1], or None where the
-            output is no video.
-    """
-
-    index: int
-    control: PyTree
-    event_ids: tuple[str, ...]
-    conditions: Conditions
-    upcoming: tuple[Conditions, ...]
-    image: Array | None
-
-    @property
-    def thumbnail(self) -> np.ndarray | None:
-        """The small frame on the host; waits for its chunk."""
-        return None if self.image is None else np.asarray(self.image)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Event:
-    """A control that was sent for one chunk.
-
-    Attributes:
-        event_id: The sender's; one that was seen before is not applied again.
-        chunk: Index of the chunk that it steers.
-        control: As `generate` takes it.
-    """
-
-    event_id: str
-    chunk: int
-    control: PyTree
+from fdjax.session.place import Alone, Journal, Place
+from fdjax.session.saved import SessionData, collect, handed_on
+from fdjax.session.timeline import Event, SessionState, Start, Step, owned, small
 
 
 class Session:
@@ -120,35 +63,33 @@ class Session:
         Raises:
             ValueError: A limit is negative, or `initialize_cache` refuses an argument.
         """
-        limits = {"undo_on_device": undo_on_device, "undo_on_host": undo_on_host}
-        for name, limit in limits.items():
-            if limit < 0:
-                raise ValueError(f"{name} must be >= 0, got {limit}; 0 keeps nothing.")
         self.pipeline, self.params = pipeline, params
-        self._limits = undo_on_device, undo_on_host
-        self._start: dict[str, Any] = {
-            "conditions": conditions,
-            "pixel_height": pixel_height,
-            "pixel_width": pixel_width,
-            "key": key,
-        }
+        self._place: Place | None = None
+        self._journal: Journal = ()
+        self._limits = journal.checked_limits(undo_on_device, undo_on_host)
+        self._weights: tuple[Params, dict[str, str]] | None = None
+        self._start = Start(
+            conditions=conditions,
+            pixel_height=pixel_height,
+            pixel_width=pixel_width,
+            key=key,
+        )
         self._begin()
 
     def _begin(self) -> None:
         self._state = SessionState.RESETTING
-        self._conditions: Conditions = self._start["conditions"]
+        self._conditions: Conditions = self._start.conditions
         self._upcoming: tuple[Conditions, ...] = ()
-        self._cache: StreamInferencePipelineCache | None = None
-        self._journal: tuple[journal.Entry, ...] = ()
+        self._leave_place()
         self._steps: tuple[Step, ...] = ()
         self._undone: tuple[Step, ...] = ()
         self._events: tuple[Event, ...] = ()
         self._seen: frozenset[str] = frozenset()
-        cache = self.pipeline.initialize_cache(self.params, **self._start)
+        cache = self.pipeline.initialize_cache(self.params, **vars(self._start))
+        place = Alone(self.pipeline, self.params, cache, self._limits)
         # Conditions come from one program, so that undo beyond a change is exact.
-        self._cache = self.pipeline.update_conditions(
-            self.params, cache, self._conditions
-        )
+        place.set_conditions(self._conditions)
+        self._place = place
         self._state = SessionState.ACTIVE
 
     # What it is
@@ -160,12 +101,17 @@ class Session:
 
     @property
     def cache(self) -> StreamInferencePipelineCache:
-        """The newest cache; the next step uses it up.
+        """The newest cache; the next step uses it up, or in a batch a copy.
 
         Raises:
             ValueError: The session failed or is closed.
         """
-        return self._active("cache")
+        return self._active("cache").cache
+
+    @property
+    def pixel_size(self) -> tuple[int, int]:
+        """Rows and columns of its video."""
+        return self._start.pixel_size
 
     @property
     def committed_step_id(self) -> int:
@@ -215,44 +161,53 @@ class Session:
     def _tick(
         self, control: PyTree, event_ids: tuple[str, ...] | None = None
     ) -> PyTree:
-        cache = self._active("tick")
+        step = self._next_step(control, event_ids)
+        place = self._active("tick")
+        try:
+            output, entry = place.advance(step.control)
+        except BaseException:
+            self._check_survived()
+            raise
+        if isinstance(place, Alone):
+            step = dataclasses.replace(step, image=small(output))
+        self._commit(step, entry)
+        return output
+
+    def _next_step(
+        self, control: PyTree, event_ids: tuple[str, ...] | None = None
+    ) -> Step:
+        """The chunk to make, without its image; its conditions are set."""
+        self._active("tick")
         index = self.committed_step_id
-        due = [event for event in self._events if event.chunk == index]
         if event_ids is None:
+            due = [event for event in self._events if event.chunk == index]
             event_ids = tuple(event.event_id for event in due)
             if due and control is not None:
                 raise ValueError(
                     f"Chunk {index} has events {list(event_ids)}, which give its "
                     "control; call tick() without one, or submit() no event."
                 )
-            control = due[-1].control if due else _owned(control)
+            control = due[-1].control if due else owned(control)
         upcoming = self._upcoming
         if upcoming:
             self._set_conditions(upcoming[0])
-            cache = self._active("tick")
-        entry = journal.take(self.pipeline, cache) if sum(self._limits) else None
-        try:
-            pending, output = self.pipeline.generate(
-                self.params, cache, control, donate=True
-            )
-            self._cache = self.pipeline.finalize(self.params, pending, donate=True)
-        except BaseException:
-            self._check_survived(cache)
-            raise
-        step = Step(
+        return Step(
             index=index,
             control=control,
             event_ids=event_ids,
             conditions=self._conditions,
             upcoming=upcoming,
-            image=_small(output),
+            image=None,
         )
+
+    def _commit(self, step: Step, entry: journal.Entry | journal.Row | None) -> None:
+        """Notes a chunk that was made."""
         self._steps = (*self._steps, step)
-        self._upcoming = upcoming[1:]
-        self._events = tuple(each for each in self._events if each not in due)
+        self._upcoming = step.upcoming[1:]
+        if step.event_ids:
+            self._events = tuple(e for e in self._events if e.chunk != step.index)
         if entry is not None:
-            self._journal = _kept((*self._journal, entry), *self._limits)
-        return output
+            self._journal = self._active("tick").kept((*self._journal, entry))
 
     def submit(self, event_id: str, control: PyTree, chunk: int | None = None) -> bool:
         """Takes an event; it is applied when its chunk is made.
@@ -266,11 +221,13 @@ class Session:
             Whether it is new: one that was seen before is acknowledged, no more.
 
         Raises:
-            ValueError: The chunk is made already, or the session is not active.
+            ValueError: The chunk is made already, the session is not active, or in a
+                batch that the control does not fit.
         """
-        self._active("submit")
+        place = self._active("submit")
         if event_id in self._seen:
             return False
+        place.check(control)
         next_chunk = self.committed_step_id
         chunk = next_chunk if chunk is None else chunk
         if chunk < next_chunk:
@@ -280,7 +237,7 @@ class Session:
             )
         if chunk < next_chunk + self.redo_limit:
             self._undone = ()  # another future
-        event = Event(event_id=event_id, chunk=chunk, control=_owned(control))
+        event = Event(event_id=event_id, chunk=chunk, control=owned(control))
         self._events = (*self._events, event)
         self._seen |= {event_id}
         return True
@@ -294,7 +251,7 @@ class Session:
         Raises:
             ValueError: More than are kept, or the session is not active.
         """
-        cache = self._active("undo")
+        place = self._active("undo")
         if not 0 <= num_chunks <= self.undo_limit:
             raise ValueError(
                 f"undo can go back 0 to {self.undo_limit} of {self.committed_step_id} "
@@ -303,18 +260,14 @@ class Session:
             )
         try:
             for _ in range(num_chunks):
-                cache = journal.restore(self.pipeline, cache, self._journal[-1])
                 step = self._steps[-1]
-                if step.conditions is not self._conditions:
-                    cache = self.pipeline.update_conditions(
-                        self.params, cache, step.conditions
-                    )
-                self._cache, self._conditions = cache, step.conditions
+                place.restore(self._journal[-1])
+                self._set_conditions(step.conditions)
                 self._upcoming = step.upcoming
                 self._journal, self._steps = self._journal[:-1], self._steps[:-1]
                 self._undone = (*self._undone, step)
         except BaseException:
-            self._check_survived(cache)
+            self._check_survived()
             raise
 
     def redo(self, num_chunks: int = 1) -> list[PyTree]:
@@ -343,6 +296,15 @@ class Session:
             outputs.append(self._tick(step.control, step.event_ids))
             self._undone = self._undone[:-1]
         return outputs
+
+    def make_again(
+        self, control: PyTree, conditions: Conditions, event_ids: tuple[str, ...]
+    ) -> PyTree:
+        """`tick` with what a chunk of another session was made from."""
+        self._set_conditions(conditions)
+        self._seen |= set(event_ids)
+        self._undone, self._upcoming = (), ()
+        return self._tick(control, event_ids)
 
     def jump(self, chunk: int) -> list[PyTree]:
         """Goes to where `chunk` chunks are committed: by `undo`, or by `redo`.
@@ -382,11 +344,10 @@ class Session:
         self._upcoming, self._undone = upcoming, ()
 
     def _set_conditions(self, conditions: Conditions) -> None:
-        cache = self._active("switch_prompt")
-        if conditions is self._conditions:
-            return
-        self._cache = self.pipeline.update_conditions(self.params, cache, conditions)
-        self._conditions = conditions
+        place = self._active("switch_prompt")
+        if conditions is not self._conditions:
+            place.set_conditions(conditions)
+            self._conditions = conditions
 
     def fork(self) -> "Session":
         """Another session with the same past, and the same way back.
@@ -394,11 +355,10 @@ class Session:
         Raises:
             ValueError: The session is not active.
         """
-        cache = self._active("fork")
-        # Entries of the journal are never donated: both can hold them.
+        place = self._active("fork")
         other = object.__new__(type(self))
         vars(other).update(vars(self))
-        other._cache = journal.copy_cache(cache)
+        other._place, other._journal = place.alone(self._limits, self._journal)
         return other
 
     def reset(self, **start: Any) -> None:
@@ -415,60 +375,127 @@ class Session:
         """
         if self._state is SessionState.CLOSED:
             raise ValueError("reset was called on a closed session; begin a new one.")
-        if unknown := sorted(start.keys() - self._start.keys()):
+        if unknown := sorted(start.keys() - vars(self._start).keys()):
             raise TypeError(
-                f"reset takes {', '.join(self._start)}; got {', '.join(unknown)}."
+                f"reset takes {', '.join(vars(self._start))}; got {', '.join(unknown)}."
             )
-        before, self._start = self._start, self._start | start
+        before, self._start = self._start, dataclasses.replace(self._start, **start)
         try:
             self._begin()
         except BaseException:
             self._start, self._state = before, SessionState.FAILED
             raise
 
+    # Beyond this process
+
+    def save(
+        self,
+        path: str | os.PathLike,
+        *,
+        way_back: int | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Writes all that the session holds; it appears at `path` whole or not at all.
+
+        A save that is killed, or finds no room, leaves what was at `path`.
+
+        Args:
+            path: The file.
+            way_back: For how many chunks what `undo` needs is written; all by default.
+                Each takes as much as it does in memory.
+            overwrite: Replace what is at `path`.
+
+        Raises:
+            FileExistsError: There is something at `path`.
+            ValueError: The session is not active, or holds what no file can.
+            OSError: The file cannot be written.
+        """
+        data, weights = self._data("save", way_back), self._hashes()
+        store.save_session(
+            path, data, pipeline=self.pipeline, weights=weights, overwrite=overwrite
+        )
+
+    def to_bytes(self, *, way_back: int | None = None) -> bytes:
+        """What `save` writes, in memory; raises ValueError as it does."""
+        data, weights = self._data("to_bytes", way_back), self._hashes()
+        return store.session_bytes(data, pipeline=self.pipeline, weights=weights)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | os.PathLike | bytes,
+        pipeline: StreamInferencePipeline,
+        params: Params,
+        *,
+        undo_on_device: int = 4,
+        undo_on_host: int = 60,
+        sharding: Mesh | Sharding | None = None,
+    ) -> "Session":
+        """A session that `save` or `to_bytes` wrote; it goes on bit for bit.
+
+        On the same kind of device with the same versions; a warning names what differs.
+        It may come from anyone: nothing of it is executed, and its shapes are those
+        that the pipeline makes. The caller limits its length, `pixel_size` and `cache`.
+
+        Args:
+            source: A file, or what is in it.
+            pipeline: Of the settings that the session was saved with.
+            params: The same weights; they may come from another place.
+            undo_on_device, undo_on_host: As in the constructor.
+            sharding: Where its arrays belong; by default where the weights are.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is no session, damaged, or of another pipeline or other
+                weights: says in what; or a limit is negative.
+        """
+        session = object.__new__(cls)
+        session.pipeline, session.params = pipeline, params
+        session._limits = journal.checked_limits(undo_on_device, undo_on_host)
+        session._weights = None
+        common = {"pipeline": pipeline, "params": params, "sharding": sharding}
+        data = store.load_session(source, weights=session._hashes(), **common)
+        vars(session).update(handed_on(data))
+        place = Alone(pipeline, params, data.cache, session._limits)
+        session._place, session._journal = place, place.kept(data.journal)
+        session._state = SessionState.ACTIVE
+        return session
+
+    def replay(self) -> str:
+        """What was done so far, as JSON; see `fdjax.session.repeat`."""
+        data, settings = self._data("replay", 0), store.pipeline_settings(self.pipeline)
+        return recording.record(data, settings, self._hashes())
+
+    def _data(self, caller: str, way_back: int | None) -> SessionData:
+        cache = self._active(caller).cache
+        return collect(vars(self), cache, self._journal, way_back)
+
+    def _hashes(self) -> dict[str, str]:
+        """Of the weights; made once."""
+        if self._weights is None or self._weights[0] is not self.params:
+            self._weights = self.params, store.weights_of(self.params)
+        return self._weights[1]
+
     def close(self) -> None:
         """Lets go of all memory; the timeline can still be read."""
-        self._state, self._cache, self._journal = SessionState.CLOSED, None, ()
+        self._state = SessionState.CLOSED
+        self._leave_place()
 
-    def _active(self, caller: str) -> StreamInferencePipelineCache:
-        if self._state is not SessionState.ACTIVE or self._cache is None:
-            cure = {
-                SessionState.FAILED: "reset() it",
-                SessionState.RESETTING: "wait for reset() to return",
-            }.get(self._state, "begin a new one")
+    def _leave_place(self) -> None:
+        place, self._place, self._journal = self._place, None, ()
+        if place is not None:
+            place.close()
+
+    def _active(self, caller: str) -> Place:
+        if self._state is not SessionState.ACTIVE or self._place is None:
             raise ValueError(
                 f"{caller} needs an active session, this one is {self._state.value}; "
-                f"{cure}."
+                f"{self._state.cure}."
             )
-        return self._cache
+        return self._place
 
-    def _check_survived(self, cache: StreamInferencePipelineCache) -> None:
+    def _check_survived(self) -> None:
         """After an error: whether a cache is left to go on from."""
-        leaves = jax.tree.leaves(cache)
-        if any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves):
-            self._state, self._cache, self._journal = SessionState.FAILED, None, ()
-
-
-def _kept(
-    entries: tuple[journal.Entry, ...], on_device: int, on_host: int
-) -> tuple[journal.Entry, ...]:
-    """The newest entries: the last `on_device` where they are, others on the host."""
-    entries = entries[-(on_device + on_host) :]
-    older = max(len(entries) - on_device, 0)
-    return (*map(journal.to_host, entries[:older]), *entries[older:])
-
-
-def _owned(control: PyTree) -> PyTree:
-    """The control, which its owner cannot change any more."""
-    return jax.tree.map(
-        lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, control
-    )
-
-
-def _small(output: PyTree) -> Array | None:
-    """The last frame of a video with every n-th pixel; None of anything else."""
-    if not isinstance(output, jax.Array) or output.ndim != 5 or output.shape[-1] != 3:
-        return None
-    stride = -(-max(output.shape[2:4]) // _THUMBNAIL)
-    # [B, T, H, W, 3] -> [B, H', W', 3]
-    return output[:, -1, ::stride, ::stride]
+        if self._place is not None and not self._place.survived():
+            self._state = SessionState.FAILED
+            self._leave_place()

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from fdjax.checkpoint import files
 from fdjax.config import to_json
 
 _SHOWN = 5  # differences that a message names
@@ -39,6 +40,10 @@ def settings_of(config: Any, free: re.Pattern[str] | None = None) -> dict[str, A
     return found
 
 
+def _shown(settings: Mapping[str, Any], name: str) -> str:
+    return files.shorten(repr(settings.get(name, "nothing")))
+
+
 def check_same(what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Refuses settings that differ.
 
@@ -58,8 +63,7 @@ def check_same(what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> 
     if not differing:
         return
     shown = "; ".join(
-        f"{name}: {there.get(name, 'nothing')!r} there, "
-        f"{here.get(name, 'nothing')!r} here"
+        f"{files.shorten(name)}: {_shown(there, name)} there, {_shown(here, name)} here"
         for name in differing[:_SHOWN]
     )
     rest = len(differing) - _SHOWN

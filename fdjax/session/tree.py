@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fdjax.axes import Array, PyTree
+from fdjax.checkpoint import files
 
 _PLAIN = (type(None), bool, int, float, str)
 # Far deeper than any cache, and short of the interpreter's limit on recursion.
@@ -25,7 +26,7 @@ def describe(tree: PyTree, name: str = "cache") -> tuple[Any, dict[str, Array]]:
     """A tree's structure as JSON, and its arrays by name; keys as their data.
 
     Args:
-        tree: Arrays in containers.
+        tree: Arrays, plain numbers and texts in containers.
         name: What the tree is called; the names of its arrays begin with it.
 
     Raises:
@@ -44,7 +45,8 @@ def build(structure: Any, arrays: Mapping[str, Array]) -> PyTree:
     try:
         return _build(structure, arrays, 0)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"its structure is damaged: {error!r}") from None
+        reason = files.shorten(repr(error))
+        raise ValueError(f"its structure is damaged: {reason}") from None
 
 
 def _describe(node: Any, path: str, arrays: dict[str, Array]) -> Any:
@@ -58,9 +60,13 @@ def _describe(node: Any, path: str, arrays: dict[str, Array]) -> Any:
             # A typed key is its words, and the generator that they are for.
             arrays[path] = jax.random.key_data(node)
             return {"key": path, "impl": str(jax.random.key_impl(node))}
+        if getattr(node, "weak_type", False) and not node.shape:
+            return {"plain": _plain(node.item(), path)}  # as weak as a plain number
         arrays[path] = node
         return {"array": path}
     kind = type(node)
+    if kind in _PLAIN:
+        return {"plain": _plain(node, path)}
     if kind in (tuple, list):
         items = [_describe(v, f"{path}.{n}", arrays) for n, v in enumerate(node)]
         return {kind.__name__: items}
@@ -102,6 +108,12 @@ def _plain(value: Any, path: str) -> Any:
 def _unplain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return tuple(map(_unplain, value["tuple"]))
+    return _checked_plain(value)
+
+
+def _checked_plain(value: Any) -> Any:
+    if type(value) not in _PLAIN:
+        raise TypeError(f"{type(value).__name__} in place of a number or a text")
     return value
 
 
@@ -119,6 +131,8 @@ def _build(node: Any, arrays: Mapping[str, Array], depth: int) -> Any:
         return jax.random.wrap_key_data(data, impl=node["impl"])
     if "array" in node:
         return arrays[node["array"]]
+    if "plain" in node:
+        return _checked_plain(node["plain"])
     containers: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "list": list}
     for name, make in containers.items():
         if name in node:
@@ -140,7 +154,8 @@ def _find(name: str) -> type:
     # A file imports nothing: it can name only what is loaded.
     found: Any = sys.modules.get(module)
     for part in path.split("."):
-        found = getattr(found, part, None)
+        # Not by `getattr`, which would run what a module does for names it lacks.
+        found = getattr(found, "__dict__", {}).get(part)
     if not (isinstance(found, type) and (_is_struct(found) or _is_named_tuple(found))):
         raise ValueError(
             f"it needs the class {name}, which is not loaded or no part of a cache; "

@@ -261,24 +261,17 @@ class StreamingDiT(Transformer):
         denoising step wrote is put into the chunk's slots.
         """
         num_chunks = cache.kv.num_chunks + np.uint32(1)
-        if not self.layout.has_memory:
-            kv = dataclasses.replace(cache.kv, num_chunks=num_chunks)
-            return dataclasses.replace(cache, kv=kv)
         if residue.chunk is not None:
             keys, values = residue.chunk
             scratch = dataclasses.replace(cache.kv, keys=keys, values=values)
             cache = self.restore(cache, scratch)
+        if residue.chunk is not None or not self.layout.has_memory:
             kv = dataclasses.replace(cache.kv, num_chunks=num_chunks)
             return dataclasses.replace(cache, kv=kv)
         workspace = self.start(params, cache, residue.control)
         relative = bool(workspace.rotated_keys)
-        states, _ = self._forward(
-            params,
-            workspace,
-            clean,
-            timestep,
-            self._states(workspace, keep_raw=relative),
-        )
+        before = self._states(workspace, keep_raw=relative)
+        states, _ = self._forward(params, workspace, clean, timestep, before)
         # In cache-relative mode the turned keys served this pass alone.
         keys = tuple(s.raw_keys if relative else s.keys for s in states)
         values = tuple(state.values for state in states)
@@ -308,17 +301,23 @@ class StreamingDiT(Transformer):
         ]
         return self._with_pairs(cache.kv, pairs)
 
-    def restore(self, cache: StreamCache, scratch: KVCache) -> StreamCache:
+    def restore(
+        self, cache: StreamCache, scratch: KVCache, sessions: Array | None = None
+    ) -> StreamCache:
         """The cache before the chunk whose slots these are; conditions stay."""
         chunks = zip(self._fold(scratch.keys), self._fold(scratch.values), strict=True)
         # [B, (G V,) chunk, N, D] into [B, (G V,) S, N, D]
         pairs = [
-            storage.write(layer, keys, values, chunk, count)
+            storage.write(layer, keys, values, chunk, count, self.rows(sessions))
             for (layer, keys, values, count), chunk in zip(
                 self._folded_layers(cache, scratch), chunks, strict=True
             )
         ]
-        return dataclasses.replace(cache, kv=self._with_pairs(scratch, pairs))
+        kv = self._with_pairs(scratch, pairs)
+        if sessions is not None:
+            count = jnp.where(sessions, kv.num_chunks, cache.kv.num_chunks)
+            kv = dataclasses.replace(kv, num_chunks=count)
+        return dataclasses.replace(cache, kv=kv)
 
     def _folded_layers(self, cache: StreamCache, age: KVCache) -> Any:
         """Each layer's layout, buffers in rows, and the tokens that `age` counts."""

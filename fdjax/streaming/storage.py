@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from fdjax.attention import float8
 from fdjax.attention.kv_cache import KVLayout
 from fdjax.axes import Array
+from fdjax.contract.transformer import select
 
 
 def eight_bit(buffer: Any) -> bool:
@@ -25,6 +26,7 @@ def write(
     values: Array,
     chunk: tuple[Array, Array],
     num_tokens: ArrayLike,
+    rows: Array | None = None,
 ) -> tuple[Array, Array]:
     """The buffers with a chunk's keys and values in its slots.
 
@@ -34,7 +36,11 @@ def write(
         values: As `keys`; in 8 bits [B, N, D, S].
         chunk: Its keys and values.  [B, chunk, N, D] each.
         num_tokens: Tokens committed before the chunk.  int32[] or int32[B].
+        rows: Which rows are written; the others stay as they are.  bool[B].
     """
+    if rows is not None:
+        # The others get what lies there already: no pass over the whole window.
+        chunk = select(rows, chunk, read(layout, keys, values, num_tokens))
     new_keys, new_values = chunk
     if not eight_bit(keys):
         return (

@@ -296,6 +296,7 @@ def check_sessions(case: PipelineCase) -> None:
     chunks = max(case.num_chunks - 1, 3)
     videos = []
     for step in range(chunks):
+        before, entry = batch, journal.take(pipeline, batch)
         inputs = case.input(3 + step), case.input(1 + step)
         # Each session has the input of its own age.  [B1 + B2, ...]
         input = jax.tree.map(lambda *leaves: np.concatenate(leaves), *inputs)
@@ -315,6 +316,12 @@ def check_sessions(case: PipelineCase) -> None:
     _assert_identical(
         to_host(take_session(swapped, 1)), to_host(take_session(batch, 1))
     )
+    # The first session goes back a chunk, the last one does not.
+    first, last = take_session(before, 0), take_session(batch, -1)
+    chosen = np.arange(batch.num_sessions) == 0
+    back = journal.restore(pipeline, batch, entry, chosen)
+    _assert_identical(to_host(take_session(back, 0)), to_host(first))
+    _assert_identical(to_host(take_session(back, -1)), to_host(last))
 
 
 def check_in_place(case: PipelineCase) -> None:

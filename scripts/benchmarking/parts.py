@@ -75,6 +75,10 @@ class Plan:
             cold_only=True,
         )
 
+    def sessions(self) -> None:
+        """Many sessions in one batch."""
+        self._run("sessions", "sessions")
+
     def component(self, name: str, method: str) -> None:
         """The text encoder, or one forward pass of a network."""
         self._run(name, "components", component=name, method=method)

@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+_SESSION_COLUMNS = (
+    *("raw_ms", "equal_ms", "different_ms", "half_ms", "to_host_ms"),
+    *("begin_ms", "join_ms"),
+)
 _STAGES = ("encode_ms", "diffuse_ms", "decode_ms", "finalize_ms", "total_ms")
 
 
@@ -17,6 +21,7 @@ def render(results: dict[str, Any]) -> str:
         *_cold("cold start", results.get("rollout", {})),
         *_cold("with a compilation cache", results.get("cached_start", {})),
         *_steady(results),
+        *_sessions(results.get("sessions", {}).get("sessions", [])),
         *_errors(results.get("errors", [])),
     ]
     return "\n".join(lines)
@@ -58,6 +63,26 @@ def _steady(results: dict[str, Any]) -> list[str]:
         )
     ]
     return lines
+
+
+def _sessions(rows: list[dict[str, Any]]) -> list[str]:
+    """A Markdown table of batches of sessions."""
+    if not rows:
+        return []
+    last = ("frames_per_s_each", "frames_per_s", "compilations")
+    cells = [
+        [
+            row["count"],
+            *(_cell(row.get(name)) for name in _SESSION_COLUMNS),
+            *(row[name] for name in last),
+        ]
+        for row in rows
+    ]
+    names = [name.removesuffix("_ms") for name in _SESSION_COLUMNS]
+    head = ["sessions", *names, "frames/s each", "in all", "compiled"]
+    rule = ["---"] * len(head)
+    lines = ["| " + " | ".join(map(str, line)) + " |" for line in [head, rule, *cells]]
+    return ["", "chunks of batched sessions, median (p90) ms", *lines]
 
 
 def _row(label: str, cells: Sequence[str]) -> str:

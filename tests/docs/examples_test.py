@@ -39,7 +39,8 @@ def run(tmp_path):
 
 
 def test_there_is_no_example_without_a_test():
-    tested = {"quickstart.py", "fork_and_undo.py", "gradients.py", "many_clips.py"}
+    tested = {"quickstart.py", "fork_and_undo.py", "gradients.py"}
+    tested |= {"many_clips.py", "many_sessions.py"}
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
     folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
     assert folders - {"__pycache__", "outputs"} == {"own_method", "maze_at_dusk"}
@@ -128,3 +129,16 @@ def test_the_notebook_runs(notebook, monkeypatch, tmp_path):
         notebook, timeout=250, resources={"metadata": {"path": str(tmp_path)}}
     )
     client.execute()
+
+
+def test_many_sessions(run, tmp_path):
+    printed = run("many_sessions.py")
+    assert "chunks made: [5, 4, 3]" in printed
+    assert "made again to the bit: True" in printed
+    assert "lanes that are free: 1" in printed
+    rows = iio.imread(tmp_path / "outputs/many_sessions.png").reshape(3, 96, 640, 3)
+    red, green, blue = rows.astype(float).mean((1, 2)).T
+    # Each in the colour of its own prompt.
+    assert red[0] > green[0]
+    assert green[1] > red[1]
+    assert blue[2] > red[2]

@@ -20,6 +20,7 @@ import sys
 import time
 import traceback
 import urllib.request
+import warnings
 
 import numpy as np
 
@@ -140,6 +141,46 @@ class Download(Scenario):
         return "new" if f"n{new}" in {file.name for file in kept} else "old"
 
 
+class LiveSession(Scenario):
+    """A session after one chunk, or after two."""
+
+    suffix = ".session"
+
+    def prepare(self):
+        # A forked process has none of jax's threads: what it runs is compiled before,
+        # and runs in its own.
+        import jax
+
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
+        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+        from fdjax.contract.conditioner import Conditions
+        from fdjax.session.handle import Session
+        from tests import tiny
+
+        pipeline = tiny.CONFIG.setup()
+        conditions = Conditions(text=jax.numpy.ones((1, 4, 4)))
+        live = Session(
+            pipeline,
+            pipeline.init_params(jax.random.key(0)),
+            conditions=conditions,
+            pixel_height=4,
+            pixel_width=4,
+        )
+        self._live = {}
+        for content in "12":
+            live.tick(np.ones(1, np.float32))
+            self._live[content] = live.fork()
+            live.to_bytes()
+
+    def write(self, path, content):
+        self._live[content].save(path, overwrite=True)
+
+    def read(self, path):
+        from fdjax.session import container
+
+        return str(container.read(str(path), path).header["session"]["num_steps"])
+
+
 SCENARIOS = {
     "folder": Folder(),
     "folder without swap": FolderWithoutSwap(),
@@ -147,6 +188,7 @@ SCENARIOS = {
     "checkpoint": Checkpoint(),
     "checkpoint file": CheckpointFile(),
     "download": Download(),
+    "session": LiveSession(),
 }
 
 

@@ -26,6 +26,7 @@ QUICK = {
     "checkpoint": 6,
     "checkpoint file": 8,
     "download": 10,
+    "session": 5,
 }  # of their operations; else before each
 
 

@@ -26,7 +26,7 @@ def test_the_last_line_lists_every_file(fdjax_run):
     last = err.splitlines()[-1]
     assert f"Wrote {(folder / 'tiny-random-weights.mp4').absolute()}: 7 frames" in last
     written = {path.name for path in folder.iterdir()}
-    assert len(written) == 5
+    assert len(written) == 6
     assert all(name in last for name in written)
 
 

@@ -203,7 +203,7 @@ def test_mistakes_give_one_message_and_exit_code_2(
     fdjax_run, monkeypatch, arguments, message
 ):
     monkeypatch.setattr(
-        TinyRunner, "_weights", lambda *_, **__: pytest.fail("weights read")
+        TinyRunner, "load_weights", lambda *_, **__: pytest.fail("weights read")
     )
     monkeypatch.setattr(
         TinyRunner,
@@ -324,7 +324,7 @@ def test_odd_output_directories(fdjax_run, folder):
     assert code == 0, err
     video = pathlib.Path(folder, "tiny-random-weights.mp4").absolute()
     assert len(media.read_video(video)) == 3
-    assert len(list(video.parent.iterdir())) == 4
+    assert len(list(video.parent.iterdir())) == 5
 
 
 def test_a_disk_that_fills_up_is_one_line(fdjax_run, monkeypatch):
@@ -385,7 +385,7 @@ def test_a_field_named_like_a_general_flag_is_refused(fdjax_run, monkeypatch):
     fields = list(cli.cli_flags.config_fields(CONFIG))
     clash = [dataclasses.replace(fields[0], path="debug")]
     with pytest.raises(ValueError, match="'debug' has the name of a flag"):
-        cli._parse_flags([], clash)
+        cli._parse_flags([], clash, cli.Program())
 
 
 @pytest.fixture

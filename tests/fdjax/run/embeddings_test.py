@@ -128,7 +128,7 @@ def kept(config, tmp_path):
 def no_weights(monkeypatch):
     """Whatever is refused is so before any weight is made."""
     monkeypatch.setattr(
-        Runner, "_weights", lambda *_, **__: pytest.fail("weights made")
+        Runner, "load_weights", lambda *_, **__: pytest.fail("weights made")
     )
 
 

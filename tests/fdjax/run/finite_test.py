@@ -111,7 +111,8 @@ def test_a_first_chunk_that_is_bad_leaves_the_stats_alone(tmp_path, turn_bad_at)
     [chunk] = stats(tmp_path)
     assert chunk["nonfinite"] == "diffuse"
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {f"stats_{NAME}.json", f"{NAME}.config.json"}
+    kinds = "config", "replay"
+    assert names == {f"stats_{NAME}.json", *(f"{NAME}.{kind}.json" for kind in kinds)}
 
 
 def test_the_run_goes_on_if_asked(tmp_path, turn_bad_at, caplog):

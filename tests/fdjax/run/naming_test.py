@@ -64,6 +64,7 @@ def test_two_runs_in_a_directory_do_not_mix(tmp_path):
         f"{NAME}-2.png",
         f"stats_{NAME}-2.json",
         f"{NAME}-2.config.json",
+        f"{NAME}-2.replay.json",
     }
     assert {path: path.exists() for path in [*first.files, *second.files]}
     assert before == {name: (tmp_path / name).read_bytes() for name in before}
@@ -83,6 +84,7 @@ def test_overwriting_leaves_nothing_of_the_run_before(tmp_path):
         f"{NAME}.npy",
         f"stats_{NAME}.json",
         f"{NAME}.config.json",
+        f"{NAME}.replay.json",
         "mine.mp4",
     }
 

@@ -47,7 +47,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_made(
 ):
     monkeypatch.setattr(memory, "host_memory", lambda: 10**9)
     monkeypatch.setattr(
-        TinyRunner, "_weights", lambda *_, **__: pytest.fail("weights read")
+        TinyRunner, "load_weights", lambda *_, **__: pytest.fail("weights read")
     )
     config = derive_config(CONFIG, output_dir=str(tmp_path), **changes)
     if fits:

@@ -122,7 +122,7 @@ def test_a_session_that_does_not_fit_is_refused_before_weights_are_read(
     config(tmp_path, total_blocks=1).setup().run()
     session = tmp_path / f"{NAME}.session"
     monkeypatch.setattr(
-        TinyRunner, "_weights", lambda *_, **__: pytest.fail("weights read")
+        TinyRunner, "load_weights", lambda *_, **__: pytest.fail("weights read")
     )
     before = sorted(path.name for path in tmp_path.iterdir())
     other = derive_config(

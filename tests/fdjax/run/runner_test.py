@@ -23,7 +23,8 @@ from tests import tiny
 from tests.tiny_runner import CONFIG, TinyRunner
 
 NAME = "tiny-random-weights"
-FILES = {f"{NAME}.mp4", f"{NAME}.png", f"stats_{NAME}.json", f"{NAME}.config.json"}
+FILES = {f"{NAME}.{kind}" for kind in ("mp4", "png", "config.json", "replay.json")}
+FILES.add(f"stats_{NAME}.json")
 
 
 @pytest.fixture
@@ -204,7 +205,7 @@ class CheckpointedConfig(tiny.DoublingDecoderConfig):
 
 def test_a_missing_checkpoint_is_found_before_anything_is_read(config, monkeypatch):
     monkeypatch.setattr(
-        TinyRunner, "_weights", lambda *_, **__: pytest.fail("weights read")
+        TinyRunner, "load_weights", lambda *_, **__: pytest.fail("weights read")
     )
     decoder = CheckpointedConfig(checkpoint_path="/no/such/file")
     config = derive_config(config, random_weights=False, pipeline={"decoder": decoder})
@@ -240,7 +241,7 @@ def test_bad_inputs_are_refused_before_weights_are_read(
     config, monkeypatch, changes, message
 ):
     monkeypatch.setattr(
-        TinyRunner, "_weights", lambda *_, **__: pytest.fail("weights read")
+        TinyRunner, "load_weights", lambda *_, **__: pytest.fail("weights read")
     )
     with pytest.raises(ValueError, match=message):
         derive_config(config, **changes).setup().run()
@@ -256,7 +257,7 @@ def test_a_prompt_that_nothing_reads_is_refused(config):
 
 def test_unwritable_output_is_found_first(config, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        TinyRunner, "_weights", lambda *_, **__: pytest.fail("weights read")
+        TinyRunner, "load_weights", lambda *_, **__: pytest.fail("weights read")
     )
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):

@@ -12,6 +12,7 @@ from fdjax.contract.conditioner import Conditions
 from fdjax.session import journal
 from fdjax.session.blend import BLENDS, slerp
 from fdjax.session.handle import Session, SessionState
+from fdjax.testing import count_compilations
 from fdjax_models.methods.template.config import AUTOREGRESSIVE
 
 # Three chunks fill the window of the template; a sink makes chunks wrap.
@@ -103,6 +104,18 @@ def test_undone_chunks_come_again_to_the_bit(limits):
     assert (live.committed_step_id, live.redo_limit) == (2, NUM_CHUNKS - 2)
     assert_same(live.jump(5), made[2:5])
     assert_same(live.redo(2), made[5:])
+
+
+def test_undo_by_way_of_the_host_compiles_nothing():
+    for limits in ((4, 0), (0, 4)):
+        live = session(undo_on_device=limits[0], undo_on_host=limits[1])
+        ticks(live, range(3))
+        with count_compilations() as compilations:
+            live.undo(2)
+            live.redo(2)
+            compiled = compilations()
+    # The first one did; what comes back from the host meets the same programs.
+    assert compiled == 0
 
 
 def test_another_control_after_undo_gives_another_future():

@@ -1,7 +1,6 @@
 """Sessions on disk: what comes back, and what is refused."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +8,10 @@ import numpy as np
 import pytest
 
 import fdjax
-from fdjax.checkpoint import safetensors_format
 from fdjax.config import derive_config
 from fdjax.contract.conditioner import Conditions
 from fdjax.engine import stages
-from fdjax.session import store, tree
+from fdjax.session import container, store, tree
 from fdjax_models.methods.template.config import AUTOREGRESSIVE
 from tests import tiny
 
@@ -160,24 +158,23 @@ def test_a_donated_cache_is_refused(tmp_path):
 
 
 def rewrite(path, change):
-    tensors, metadata = safetensors_format.read_safetensors(path)
-    arrays = {name: np.array(tensor.read()) for name, tensor in tensors.items()}
-    header = json.loads(metadata["fdjax_session"])
+    contents = container.read(str(path), path)
+    arrays = {name: np.array(t.read()) for name, t in contents.tensors.items()}
+    header = dict(contents.header)
     change(header, arrays)
-    safetensors_format.write_safetensors(
-        path, arrays, {"fdjax_session": json.dumps(header)}
-    )
+    with path.open("wb") as file:
+        container.write(file, header, arrays)
 
 
-def nested(header, _):
-    for _ in range(200):
+def nested(header, _=None, levels=200):
+    for _ in range(levels):
         header["structure"] = {"tuple": [header["structure"]]}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h, a: h.update(format=9), "format 1, it is of format 9"),
+        (lambda h, a: h.update(format=9), "format 2, it is of format '9'"),
         (lambda h, a: h["structure"].update({"class": "os:system"}), "needs the class"),
         (
             lambda h, a: h["structure"].update({"class": "subprocess:Popen"}),
@@ -186,7 +183,7 @@ def nested(header, _):
         (lambda h, a: h["structure"]["parts"].pop("key"), "structure is damaged"),
         (lambda h, a: a.pop("cache.autoregressive_index"), "structure is damaged"),
         (lambda h, a: h.update(structure={"tuple": []}), "no session but a tuple"),
-        (nested, "nested too deeply"),
+        (nested, "is no session"),
     ],
 )
 def test_a_damaged_session_is_refused(tmp_path, change, message):
@@ -195,6 +192,13 @@ def test_a_damaged_session_is_refused(tmp_path, change, message):
     rewrite(path, change)
     with pytest.raises(ValueError, match=message):
         fdjax.load_cache(path, pipeline=PIPELINE)
+
+
+def test_a_structure_is_not_followed_for_ever():
+    header = {"structure": None}
+    nested(header)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        tree.build(header["structure"], {})
 
 
 def test_what_is_no_session_is_refused(tmp_path):

@@ -145,3 +145,17 @@ def names_of(held: tuple[float, float]) -> str:
     """Returns the keys that stand for (forward, turn left): "wa"; "" if none does."""
     forward, left = np.sign(held)
     return {1: "w", 0: "", -1: "s"}[forward] + {1: "a", 0: "", -1: "d"}[left]
+
+
+def chunk_of(keys: str) -> np.ndarray:
+    """Returns the controls of a chunk in which the same keys are held throughout.
+
+    Args:
+        keys: Such as "wa"; opposite ones cancel.
+
+    Returns:
+        (forward, turn left) per frame, for one session.  float32[1, 4, 2].
+    """
+    motion = np.sum([KEYS[key] for key in keys or "."], axis=0)
+    # [2] -> [1, 4, 2]
+    return np.tile(motion.astype(np.float32), (1, FRAMES_PER_CHUNK, 1))

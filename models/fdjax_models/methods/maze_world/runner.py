@@ -13,6 +13,7 @@ from fdjax.run.controls import FOREVER
 from fdjax.run.inputs import LazySequence, RunnerInputs
 from fdjax.run.runner import Runner, RunnerConfig
 from fdjax.run.start_image import Fit, StartImage
+from fdjax.run.steering import Steering
 from fdjax_models.methods.maze_world import controls, rendering, simulator, text
 
 _log = logging.getLogger(__name__)
@@ -76,6 +77,14 @@ class MazeRunner(Runner):
             ),
             script=script,
             label=label,
+        )
+
+    def steering(self, inputs: RunnerInputs) -> Steering:
+        """Walks and turns while keys are held."""
+        del inputs
+        return Steering(
+            actions=controls.ACTIONS,
+            control=lambda state, keys: (state, controls.chunk_of(keys)),
         )
 
 

@@ -168,10 +168,12 @@ class WanExperts(Transformer):
         """What a chunk overwrites in both caches."""
         return self._each(lambda part, one: part.scratch(one), cache)
 
-    def restore(self, cache: ExpertPair, scratch: ExpertPair) -> ExpertPair:
+    def restore(
+        self, cache: ExpertPair, scratch: ExpertPair, sessions: Array | None = None
+    ) -> ExpertPair:
         """Both caches as they were."""
         return self._each(
-            lambda part, one, taken: part.restore(one, taken), cache, scratch
+            lambda part, one, taken: part.restore(one, taken, sessions), cache, scratch
         )
 
     def postprocess(self, residue: ExpertPair, latent: Array) -> Array:

@@ -1,0 +1,1 @@
+"""Live sessions in a browser: `fdjax-serve METHOD` (extra `serve`)."""
