@@ -82,8 +82,13 @@ def committed(page, count):
 def paused(page):
     """Waits until all that was made has been shown, and nothing more comes."""
     page.wait_for_function(
-        "() => document.body.dataset.playing === 'false' && fdjax.stage.shown"
-        "[fdjax.state.selected] === Number(document.body.dataset.committed) - 1"
+        """() => {
+            const { chunk, frame, count } =
+                fdjax.stage.canvases[fdjax.state.selected].dataset;
+            return document.body.dataset.playing === "false"
+                && Number(chunk) === Number(document.body.dataset.committed) - 1
+                && Number(frame) === Number(count) - 1;
+        }"""
     )
 
 
