@@ -43,6 +43,8 @@ _STEADY = flags.DEFINE_integer(
 _OVERRIDES = flags.DEFINE_string(
     "overrides", "{}", "JSON object of nested changes to the pipeline's config."
 )
+_MESH = flags.DEFINE_string("mesh", None, "Axes of a mesh, as fdjax-run has them.")
+_PLACE = flags.DEFINE_string("place", None, "Parts on devices, as fdjax-run has them.")
 _TRACE = flags.DEFINE_integer("trace", 0, "Chunks to profile, kernel by kernel.")
 _ROLLOUT = flags.DEFINE_bool("rollout", True, "Time the method itself.")
 _PURE = flags.DEFINE_bool(
@@ -103,6 +105,8 @@ def main(argv: list[str]) -> None:
         "steady_chunks": _STEADY.value,
         "overrides": json.loads(_OVERRIDES.value),
         "compared_chunks": _COMPARE.value,
+        "mesh": _MESH.value,
+        "place": _PLACE.value,
         "trace": _TRACE.value,
         "sessions": [int(number) for number in _SESSIONS.value],
         "futures": [int(number) for number in _FUTURES.value],

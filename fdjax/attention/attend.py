@@ -7,13 +7,15 @@ One function, several back ends, one file per back end:
     flash3  the same on Hopper GPUs, faster, if the package with the kernel is installed
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from fdjax.attention import cudnn, flash3, xla
+from fdjax import sharding
+from fdjax.attention import cudnn, flash3, split, xla
 from fdjax.axes import Array
 
 BACKENDS = ("flash3", "cudnn", "xla")
@@ -33,7 +35,8 @@ def attend(
     """`softmax(scale * query key^T) value`, head by head.
 
     Every query sees the first `length` keys. The softmax is float32, whatever the
-    inputs. Differentiable in query, key and value.
+    inputs. Differentiable in query, key and value. With a mesh in force each device
+    attends with a part of the queries.
 
     Args:
         query: [B, L, N, D].
@@ -56,6 +59,12 @@ def attend(
             support the arrays.
     """
     _check(query, key, value)
+    if sharding.in_mesh():
+        part = functools.partial(
+            attend, scale=scale, backend=backend, nonempty=nonempty
+        )
+        length = None if length is None else jnp.asarray(length, jnp.int32)
+        return split.by_queries(part, query, key, value, length)
     backend = _choose(query, key, value, backend, BACKENDS)
     length, scale = _defaults(query, key, length, scale)
     # Before `_spread`: this kernel reads shared heads as they are.

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fdjax import sharding
 from fdjax.attention import device, xla
 from fdjax.axes import Array
 
@@ -28,8 +27,6 @@ def unsupported_reason(query: Array, key: Array, value: Array) -> str | None:
         return f"it needs compute capability 9.0 (Hopper), the device has {capability}"
     if reason := device.head_reason(query, value, _MAX_HEAD_DIM):
         return reason
-    if sharding.in_mesh():
-        return "a mesh is in force, and its call cannot be divided among devices"
     package = _package()
     return package if isinstance(package, str) else None
 

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from fdjax import sharding
 from fdjax.attention import device, float8_kernel, xla
 from fdjax.attention.kv_cache import KVLayout
 from fdjax.axes import Array
@@ -177,6 +176,4 @@ def unsupported_reason(query: Array) -> str | None:
         return f"it needs compute capability 9.0 (Hopper), the device has {capability}"
     if query.shape[-1] != float8_kernel.HEAD_DIM:
         return f"it needs heads of {float8_kernel.HEAD_DIM}, got {query.shape[-1]}"
-    if sharding.in_mesh():
-        return "a mesh is in force, and the kernel cannot be divided among devices"
     return None

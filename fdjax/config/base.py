@@ -209,3 +209,12 @@ def _check_fields(config: Any, path: str) -> None:
         check_value(getattr(config, name), annotation, f"{path}.{name}")
     for name, nested in nested_configs(config):
         _check_fields(nested, f"{path}.{name}")
+
+
+def paths_of(tree: Any, wanted: Any) -> list[str]:
+    """Where a config stands in another one, fields joined by dots."""
+    found = []
+    for name, part in nested_configs(tree):
+        found += [name] if part is wanted else []
+        found += [f"{name}.{path}" for path in paths_of(part, wanted)]
+    return found

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -188,6 +188,22 @@ class Transformer(ParametricComponent):
         """
         del timesteps
         return ((0, self),)
+
+    def check_mesh(self, sizes: Mapping[str, int]) -> None:
+        """Refuses a mesh that cannot cut this network; all that cut more than sessions
+        unless overridden.
+
+        Args:
+            sizes: Devices along each axis; see `fdjax.sharding`.
+
+        Raises:
+            ValueError: With what must hold.
+        """
+        if extra := [name for name, n in sizes.items() if name != "data" and n > 1]:
+            raise ValueError(
+                f"{type(self).__name__} can be cut by sessions alone, the mesh axis "
+                f"data; got {', '.join(extra)}."
+            )
 
     @abc.abstractmethod
     def patchify(self, latent: Array) -> Array:

@@ -16,6 +16,7 @@ from fdjax.axes import Array, Params, PyTree
 from fdjax.config import Component, InstantiateConfig, Seed
 from fdjax.contract.scheduler import Scheduler, SchedulerConfig
 from fdjax.contract.transformer import FlowNetwork, Transformer, TransformerConfig
+from fdjax.sharding import gathered
 
 PredictFlow = Callable[[PyTree, Array, Array], tuple[PyTree, Array]]
 """`(carry, x_t, timestep) -> (carry, noise - x_0)`; timestep is float32[]."""
@@ -76,7 +77,7 @@ def denoise(
             f"steps, got {bounds[:-1]}."
         )
     draws = _by_step(scheduler, draws)
-    state = carry, scheduler.init(noise)
+    state = carry, _gathered(scheduler.init(noise))
     for (first, begin), last in zip(segments, bounds[1:], strict=True):
         # Outside of the scan: what it brings is brought once.
         predict = begin(state[1].latent)
@@ -88,13 +89,19 @@ def denoise(
             carry, flow = predict(carry, solver.latent, record.timestep)
             # A flow that broadcasts would give a latent, and a wrong one.
             chex.assert_equal_shape([flow, solver.latent])
-            return (carry, scheduler.update(solver, record, flow, draw)), None
+            solver = scheduler.update(solver, record, flow, draw)
+            return (carry, _gathered(solver)), None
 
         # [K, ...] -> the steps of this segment
         records = jax.tree.map(lambda column: column[first:last], steps)  # noqa: B023
         state, _ = jax.lax.scan(step, state, (records, draws[first:last]))
     carry, solver = state
     return carry, scheduler.result(solver)
+
+
+def _gathered(solver: PyTree) -> PyTree:
+    """A solver's state with the latent, which is small, on every device of a mesh."""
+    return jax.tree.map(lambda x: gathered(x) if x is solver.latent else x, solver)
 
 
 def sample(
@@ -227,7 +234,7 @@ class DiffusionModel(Component):
         workspace = transformer.start(params, cache, control)
         workspace, latent = denoise(scheduler, workspace, initial, draws, segments)
         cache, residue = transformer.release(workspace)
-        clean = transformer.postprocess(residue, latent)
+        clean = gathered(transformer.postprocess(residue, latent))
         chex.assert_shape(clean, latent.shape)
         return cache, FinalState(clean=clean, residue=residue)
 
@@ -336,9 +343,10 @@ def split_noise(
     def draw(key: jax.Array) -> Array:
         return jax.random.normal(key, (num_draws, *shape[1:]), jnp.float32)
 
-    drawn = jax.vmap(draw, out_axes=1)(key)  # [draw, B, L, C]
-    initial = drawn[0] if noise is None else noise.astype(jnp.float32)
-    return initial, drawn[1:]
+    # [B, draw, L, C]; the same on every device of a mesh, to the bit.
+    drawn = gathered(jax.vmap(draw)(key))
+    initial = drawn[:, 0] if noise is None else noise.astype(jnp.float32)
+    return initial, drawn[:, 1:].swapaxes(0, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

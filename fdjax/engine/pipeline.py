@@ -24,12 +24,12 @@ from fdjax import checkpoint
 from fdjax.axes import Array, Params, PyTree
 from fdjax.checkpoint import placement
 from fdjax.config import Component, InstantiateConfig
-from fdjax.config.base import nested_configs
+from fdjax.config.base import paths_of
 from fdjax.contract.component import ParametricComponent
 from fdjax.contract.conditioner import Conditioner, ConditionerConfig, Conditions
 from fdjax.contract.decoder import DecoderConfig, StreamingDecoder
 from fdjax.contract.encoder import EncoderConfig, NullEncoder, StreamingEncoder
-from fdjax.engine import rollout, stages
+from fdjax.engine import homes, rollout, stages
 from fdjax.engine.cache import (
     StreamInferencePipelineCache,
     check_key,
@@ -39,8 +39,7 @@ from fdjax.engine.cache import (
 from fdjax.engine.checks import check_finite
 from fdjax.engine.conditioner import check_conditions
 from fdjax.engine.diffusion import DiffusionModel, DiffusionModelConfig
-from fdjax.engine.programs import call
-from fdjax.sharding import Placement
+from fdjax.sharding import Placement, home
 
 
 class StageProfiler(Protocol):
@@ -154,7 +153,7 @@ class StreamInferencePipeline(Component):
             try:
                 params[name] = checkpoint.load_params(part, sharding=placed)
             except (FileNotFoundError, ValueError) as error:
-                for path in _paths_of(self.config, part.params_owner.config):
+                for path in paths_of(self.config, part.params_owner.config):
                     error.add_note(f"in pipeline.{path}.checkpoint_path")
                 raise
         return params
@@ -250,9 +249,8 @@ class StreamInferencePipeline(Component):
             key: The only source of noise, key[] or one per session, key[B]. A scalar
                 is used as it is for one session and split for more; the config's seed
                 by default.
-            sharding: Where the cache lives; a mesh, one sharding, or a tree of
-                shardings by the fields of the cache's components. None: where the
-                parameters are.
+            sharding: Where the cache lives; a mesh, one sharding, or a tree of them
+                like its parts. None: where the parameters are.
 
         Raises:
             ValueError: Inputs contradict each other or do not fit the model.
@@ -274,7 +272,7 @@ class StreamInferencePipeline(Component):
         keys = session_keys(key, conditions.batch_size)
         arguments = self._weights(params), conditions
         if sharding is None:
-            caches = call(stages.initialize, self, *arguments, height, width)
+            caches = homes.initialize(self, *arguments, height, width)
         else:
             caches = stages.initialize_on(sharding, self, *arguments, height, width)
         return StreamInferencePipelineCache(
@@ -332,12 +330,10 @@ class StreamInferencePipeline(Component):
         """
         require(cache, ready=True, caller="update_conditions")
         check_conditions(conditions)
-        update = (
-            stages.update_conditions_in_place if donate else stages.update_conditions
-        )
-        transformer_cache = call(
-            update, self, params["transformer"], cache.transformer_cache, conditions
-        )
+        own = params["transformer"], cache.transformer_cache
+        pure, donating = stages.update_conditions, stages.update_conditions_in_place
+        update = donating if donate else pure
+        transformer_cache = homes.run(update, self, *own, conditions)
         return dataclasses.replace(cache, transformer_cache=transformer_cache)
 
     # The autoregressive loop
@@ -381,14 +377,13 @@ class StreamInferencePipeline(Component):
         check_finite(input, "input")
         control, encoder_cache = None, cache.encoder_cache
         if self.encoder is not None:
-            encoder_cache, control = call(
+            encoder_cache, control = homes.run(
                 stages.encode, self.encoder, params["encoder"], encoder_cache, input
             )
         _record(profiler, "encode", control)
-
         diffuse = stages.diffuse_in_place if donate else stages.diffuse
         model = self.diffusion_model
-        transformer_cache, final_state, output = call(
+        transformer_cache, final_state, output = homes.run(
             diffuse,
             model.first if cache.is_first else model,
             params["transformer"],
@@ -401,11 +396,10 @@ class StreamInferencePipeline(Component):
         if transformer_cache is None:
             transformer_cache = cache.transformer_cache
         _record(profiler, "diffuse", output)
-
         decoder_cache = cache.decoder_cache
         if self.decoder is not None:
             # [B, T, H, W, C] -> whatever tree the decoder gives
-            decoder_cache, output = call(
+            decoder_cache, output = homes.run(
                 stages.decode, self.decoder, params["decoder"], decoder_cache, output
             )
         _record(profiler, "decode", output)
@@ -444,7 +438,7 @@ class StreamInferencePipeline(Component):
         model = self.diffusion_model
         if cache.is_first and noise is not None:
             model = model.first  # knows how many draws there are before the commit's
-        transformer_cache, index = call(
+        transformer_cache, index = homes.run(
             commit,
             model,
             params["transformer"],
@@ -471,9 +465,9 @@ class StreamInferencePipeline(Component):
         num_chunks: int = 1,
     ) -> tuple[StreamInferencePipelineCache, PyTree]:
         """Makes `num_chunks` chunks as one `lax.scan`; see `fdjax.engine.rollout`."""
-        return rollout.rollout(
-            self.generate, self.finalize, params, cache, inputs, num_chunks
-        )
+        with home(params.get("transformer"), cache):
+            steps = self.generate, self.finalize
+            return rollout.rollout(*steps, params, cache, inputs, num_chunks)
 
 
 def _record(profiler: StageProfiler | None, stage: str, value: PyTree) -> None:
@@ -504,12 +498,3 @@ class StreamInferencePipelineConfig(InstantiateConfig[StreamInferencePipeline]):
 
     spatial_compression_ratio: int | None = None
     """Pixels per latent row or column; None: the decoder's, or the encoder's."""
-
-
-def _paths_of(tree: Any, wanted: Any) -> list[str]:
-    """Where a config stands in another one, fields joined by dots."""
-    found = []
-    for name, part in nested_configs(tree):
-        found += [name] if part is wanted else []
-        found += [f"{name}.{path}" for path in _paths_of(part, wanted)]
-    return found

@@ -16,36 +16,66 @@ from fdjax.contract.conditioner import Conditions
 from fdjax.contract.decoder import StreamingDecoder
 from fdjax.contract.encoder import StreamingEncoder
 from fdjax.engine.diffusion import DiffusionModel, FinalState
-from fdjax.sharding import CACHE, Placement, resolve
+from fdjax.sharding import CACHE, Placement, constrain_tree, resolve
+
+CACHES = {
+    "transformer": ("transformer_cache", "autoregressive_index"),
+    "encoder": ("encoder_cache",),
+    "decoder": ("decoder_cache",),
+}
+"""Which fields of the pipeline's cache go with which component's weights."""
+
+
+def empty_cache(
+    name: str,
+    pipeline: Any,
+    params: Params,
+    conditions: Conditions,
+    height: int,
+    width: int,
+) -> dict[str, PyTree]:
+    """One component's empty cache, by field name of the pipeline's cache.
+
+    With that of the transformer the index of the first chunk: made here, it is
+    committed to a device if the parameters are, as every later one is. Otherwise
+    `diffuse` would compile twice.
+    """
+    batch = conditions.batch_size
+    if name == "transformer":
+        transformer = pipeline.diffusion_model.transformer
+        return {
+            "transformer_cache": transformer.initialize_cache(
+                params, conditions, height, width
+            ),
+            "autoregressive_index": jnp.zeros((batch,), jnp.int32),
+        }
+    cache: PyTree = ()
+    if name == "encoder" and pipeline.encoder is not None:
+        cache = pipeline.encoder.initialize_cache(params, conditions, height, width)
+    if name == "decoder" and pipeline.decoder is not None:
+        cache = pipeline.decoder.initialize_cache(params, batch, height, width)
+    return {f"{name}_cache": cache}
 
 
 def empty_caches(
     pipeline: Any, params: Params, conditions: Conditions, height: int, width: int
 ) -> dict[str, PyTree]:
-    """The three components' empty caches, by field name of the pipeline's cache.
-
-    And the index of the first chunk: made here, it is committed to a device if the
-    parameters are, as every later one is. Otherwise `diffuse` would compile twice.
-    """
-    transformer = pipeline.diffusion_model.transformer
-    encoder, decoder = pipeline.encoder, pipeline.decoder
-    batch = conditions.batch_size
-    return {
-        "transformer_cache": transformer.initialize_cache(
-            params["transformer"], conditions, height, width
-        ),
-        "encoder_cache": ()
-        if encoder is None
-        else encoder.initialize_cache(params["encoder"], conditions, height, width),
-        "decoder_cache": ()
-        if decoder is None
-        else decoder.initialize_cache(params["decoder"], batch, height, width),
-        "autoregressive_index": jnp.zeros((batch,), jnp.int32),
-    }
+    """The three components' empty caches, by field name of the pipeline's cache."""
+    caches: dict[str, PyTree] = {}
+    for name in CACHES:
+        weights = params.get(name, {})
+        caches |= empty_cache(name, pipeline, weights, conditions, height, width)
+    return caches
 
 
 # Static besides the pipeline: the latent's rows and columns.
 initialize = jax.jit(empty_caches, static_argnums=(0, 3, 4))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 4, 5))
+def initialize_part(*args: Any) -> dict[str, PyTree]:
+    """`empty_cache`, cut over the mesh in force."""
+    return constrain_tree(empty_cache(*args), CACHE)
 
 
 def initialize_on(

@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+from fdjax.run import devices
+
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LARGEST_SIDE = 16384  # pixels; what H.264 holds
 _LARGEST_RATE = 1000  # frames per second
@@ -32,6 +34,11 @@ def check_fields(config: Any) -> None:
             raise ValueError(f"{name} must be at least 1, got {value}.")
         if limit is not None and value > limit:
             raise ValueError(f"{name} must be at most {limit}, got {value}.")
+    devices.check_texts(config.mesh, config.place)
+    if config.compile_only and (config.mesh or config.place):
+        raise ValueError(
+            "compile_only compiles for one device; leave mesh and place out, or run."
+        )
     given = [name for name in _ORIGINS if getattr(config, name) is not None]
     if len(given) > 1:
         raise ValueError(

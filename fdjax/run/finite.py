@@ -74,7 +74,7 @@ class FiniteWatch:
         """Has the device check the chunk whose stages were recorded."""
         stages = {stage: _real_leaves(value) for stage, value in self._values.items()}
         self._values = {}
-        flags = dict(zip(stages, _all_finite(list(stages.values())), strict=True))
+        flags = _flags(stages)
         for flag in flags.values():
             # On its way beside the chunk: to read it later costs no waiting.
             flag.copy_to_host_async()
@@ -122,6 +122,19 @@ def check_conditions(conditions: PyTree) -> None:
 def _real_leaves(tree: PyTree) -> list[Any]:
     arrays = map(jnp.asarray, jax.tree.leaves(tree))
     return [leaf for leaf in arrays if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+
+def _flags(stages: dict[str, list[Any]]) -> dict[str, Array]:
+    """`_all_finite` of each stage, in one call for those of the same devices."""
+    together: dict[frozenset[Any], list[str]] = {}
+    for stage, leaves in stages.items():
+        here = frozenset().union(*(leaf.sharding.device_set for leaf in leaves))
+        together.setdefault(here, []).append(stage)
+    flags: dict[str, Array] = {}
+    for names in together.values():
+        found = _all_finite([stages[name] for name in names])
+        flags |= zip(names, found, strict=True)
+    return {stage: flags[stage] for stage in stages}
 
 
 @jax.jit

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
 
@@ -34,6 +35,18 @@ def check_device() -> None:
         ) from None
 
 
+@contextlib.contextmanager
+def on_host() -> Iterator[None]:
+    """Arrays are made in the host's memory, if jax can have any there."""
+    try:
+        host = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        yield
+        return
+    with jax.default_device(host):
+        yield
+
+
 def num_bytes(tree: PyTree) -> int:
     """Size of all arrays of a tree, or of their shapes."""
     return sum(
@@ -48,13 +61,20 @@ def size_text(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size < 10**12 else f"{size / 1e12:,.1f} TB"
 
 
-def device_memory() -> tuple[int | None, str]:
-    """Bytes that there are where arrays live, None if unknown, and the name of it."""
+def device_memory(count: int = 1) -> tuple[int | None, str]:
+    """Bytes that there are where arrays live, None if unknown, and the name of it.
+
+    Args:
+        count: Devices of which each is to hold its part.
+    """
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
+    each = f"each of {count} devices, " if count > 1 else ""
     if device.platform != "cpu":
-        return limit, f"{device.device_kind}"
-    return host_memory(), "this machine"
+        return limit, f"{each}{device.device_kind}"
+    # Devices of a CPU are simulated in one memory.
+    host = host_memory()
+    return host if host is None else host // count, f"{each}this machine"
 
 
 def host_memory() -> int | None:

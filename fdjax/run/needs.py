@@ -16,7 +16,8 @@ from fdjax.contract.conditioner import Conditions
 from fdjax.engine.cache import StreamInferencePipelineCache
 from fdjax.engine.pipeline import StreamInferencePipeline
 from fdjax.run import memory
-from fdjax.sharding import Placement, is_host_memory
+from fdjax.run.devices import Devices
+from fdjax.sharding import CACHE, Placement, is_host_memory
 
 _LARGE = 10**9  # bytes of memory from which a run is told about before it starts
 _log = logging.getLogger(__name__)
@@ -31,12 +32,14 @@ class Needs:
         weights: Weights of what streams, by component.
         cache: What a session starts from and carries from chunk to chunk, and one
             picture.
+        num_devices: Devices of which each holds so much.
         host: Weights that wait in the host's memory, by component.
     """
 
     one_shot: Mapping[str, int]
     weights: Mapping[str, int]
     cache: int
+    num_devices: int = 1
     host: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
@@ -56,6 +59,7 @@ class Needs:
             one_shot={name: n for name, n in self.one_shot.items() if name in kept},
             weights=weights,
             cache=self.cache if weights else 0,
+            num_devices=self.num_devices,
             host={name: n for name, n in self.host.items() if name in kept},
         )
 
@@ -71,7 +75,7 @@ class Needs:
                 f"This run keeps {memory.size_text(waiting)} of weights in the host's "
                 f"memory; this machine has {memory.size_text(host)}."
             )
-        available, where = memory.device_memory()
+        available, where = memory.device_memory(self.num_devices)
         if available is None or self.peak <= available:
             return
         total, weights, cache, there = map(
@@ -81,14 +85,15 @@ class Needs:
         raise ValueError(
             f"This run needs at least {total} of memory: {weights} for weights and "
             f"{cache} for the session's cache and one picture; {where} has {there}. "
-            "Make window_size_t, len_t or the picture smaller, or take --tiny."
+            "Make window_size_t, len_t or the picture smaller, take more devices "
+            "(--mesh sequence=2), or --tiny."
         )
 
     def announce(self, name: str) -> None:
         """Says what a large method needs before minutes go by."""
         if self.peak < _LARGE:
             return
-        available, where = memory.device_memory()
+        available, where = memory.device_memory(self.num_devices)
         has = "" if available is None else f", it has {memory.size_text(available)}"
         needed = memory.size_text(self.peak)
         _log.info(
@@ -140,6 +145,7 @@ def of_rollout(
     initialize: Callable[[Params, Conditions], StreamInferencePipelineCache],
     conditions: Conditions,
     size: tuple[int, int],
+    devices: Devices,
     sharding: Placement | None = None,
 ) -> Needs:
     """What a rollout needs, from shapes alone.
@@ -149,6 +155,7 @@ def of_rollout(
         initialize: Maps the weights that stream, and conditions, to an empty cache.
         conditions: Arrays, or their shapes.
         size: Rows and columns of the video.
+        devices: On which it runs; a part that is placed elsewhere is not counted.
         sharding: Where the weights live.
 
     Raises:
@@ -157,6 +164,7 @@ def of_rollout(
     shapes = {name: param_shapes(part) for name, part in pipeline.components.items()}
     weights = {name: shapes[name] for name in streaming(pipeline)}
     cache = jax.eval_shape(initialize, weights, conditions)
+    devices.check_sessions(cache.num_sessions)
     transformer = pipeline.diffusion_model.transformer
     latent = 4 * math.prod(transformer.latent_shape(cache.transformer_cache))
     picture = 3 * 4 * math.prod(size)
@@ -165,11 +173,20 @@ def of_rollout(
             pipeline.components[name], leaves, placement.part_of(sharding, name)
         )
         for name, leaves in weights.items()
+        if name not in devices.placed or name == "transformer"
     }
     return Needs(
-        one_shot={name: memory.num_bytes(shapes[name]) for name in one_shot(pipeline)},
+        one_shot={
+            name: memory.num_bytes(shapes[name])
+            for name in one_shot(pipeline)
+            if name not in devices.placed
+        },
         weights={name: near for name, (near, _) in held.items()},
-        cache=memory.num_bytes((cache, conditions)) + latent + picture,
+        cache=devices.num_bytes(cache, CACHE)
+        + memory.num_bytes(conditions)
+        + latent
+        + picture,
+        num_devices=1 if devices.mesh is None else devices.mesh.size,
         host={name: far for name, (_, far) in held.items() if far},
     )
 
@@ -183,10 +200,14 @@ def _held(
     """
     placed = placement.leaf_shardings(shapes, sharding)
 
-    def waits(sharding: jax.sharding.Sharding, leaf: jax.ShapeDtypeStruct) -> int:
-        return memory.num_bytes(leaf) if is_host_memory(sharding) else 0
+    def size(sharding: jax.sharding.Sharding, leaf: jax.ShapeDtypeStruct) -> int:
+        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
+    def waits(sharding: jax.sharding.Sharding, leaf: jax.ShapeDtypeStruct) -> int:
+        return size(sharding, leaf) if is_host_memory(sharding) else 0
+
+    near = sum(jax.tree.leaves(jax.tree.map(size, placed, shapes)))
     far = jax.tree.map(waits, placed, shapes)
     total = sum(jax.tree.leaves(far))
     parts = [sum(jax.tree.leaves(far[name])) for name in component.parts] or [total]
-    return memory.num_bytes(shapes) - total + max(parts), total
+    return near - total + max(parts), total

@@ -1,6 +1,7 @@
 """What methods read their inputs with: prompt, controls, start image, by the config."""
 
 import functools
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -10,11 +11,15 @@ import numpy as np
 from fdjax.checkpoint import files
 from fdjax.config import Component
 from fdjax.engine.pipeline import StreamInferencePipeline
-from fdjax.run.controls import Controls, read_controls
+from fdjax.run.controls import FOREVER, Controls, read_controls
+from fdjax.run.devices import Devices
+from fdjax.run.devices import find as find_devices
 from fdjax.run.inputs import RunnerInputs
 from fdjax.run.start_image import Fit, read_start_image
 from fdjax.run.steering import Steering, along
 from fdjax.session import store
+
+_log = logging.getLogger(__name__)
 
 
 class InputReader(Component):
@@ -53,6 +58,38 @@ class InputReader(Component):
             for is_first in (True, False)
         )
         return frames + (chunk - 1) * later if chunk else 0
+
+    @functools.cached_property
+    def devices(self) -> Devices:
+        """Where the parts of the pipeline live, as the config asks."""
+        return find_devices(self.config.mesh, self.config.place, self.pipeline)
+
+    def num_chunks(self, inputs: RunnerInputs, first: int = 0) -> int:
+        """Chunks that a run makes: `total_blocks`, or fewer if the controls end.
+
+        Args:
+            inputs: From `read_inputs`.
+            first: The chunk at which it begins; the controls are of the whole session.
+        """
+        chunks = [self.config.total_blocks]
+        if inputs.controls is not None:
+            chunks.append(len(inputs.controls) - first)
+        elif inputs.script is not None and inputs.script.length < FOREVER:
+            length, before = inputs.script.length, self.frames_before
+            later = before(2) - before(1)
+            chunks.append(1 + max(0, -((before(1) - length) // later)) - first)
+        return min(chunks)
+
+    def tell_end(self, inputs: RunnerInputs, chunks: int) -> None:
+        """Says what comes when the controls end, if the session lives to see it."""
+        script = inputs.script
+        if script is not None and script.num_frames <= self.frames_before(chunks):
+            self.say("%s", script.end_text)
+
+    def say(self, text: str, *values: Any) -> None:
+        """Tells what a run is at, unless `progress` is off."""
+        if self.config.progress is not False:
+            _log.info(text, *values)
 
     def steering(self, inputs: RunnerInputs) -> Steering:
         """What keys do in a live session; by default nothing.

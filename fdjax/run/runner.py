@@ -12,7 +12,6 @@ import logging
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
@@ -22,6 +21,7 @@ from fdjax.checkpoint import files
 from fdjax.config import InstantiateConfig, Seed
 from fdjax.contract.component import ParametricComponent, leaves
 from fdjax.contract.conditioner import Conditions
+from fdjax.engine import homes
 from fdjax.engine.pipeline import StreamInferencePipelineConfig
 from fdjax.engine.programs import Programs
 from fdjax.run import (
@@ -40,7 +40,7 @@ from fdjax.run import (
     stream,
     weights,
 )
-from fdjax.run.controls import FOREVER, End
+from fdjax.run.controls import End
 from fdjax.run.fields import check_fields
 from fdjax.run.inputs import RunnerInputs, RunnerResult
 from fdjax.run.outputs import Arrangement, OutputWriter
@@ -91,7 +91,7 @@ class Runner(InputReader):
         Raises:
             ValueError: There is no such place here.
         """
-        return None
+        return self.devices.placement(needs.streaming(self.pipeline))
 
     # The run
 
@@ -124,7 +124,7 @@ class Runner(InputReader):
             return embeddings.keep(config, self.pipeline.conditioner, conditions)
         session = None
         if config.resume is not None:
-            session = stream.resume(config.resume, self.pipeline)
+            session = stream.resume(config.resume, self.pipeline, self.devices)
         first = 0 if session is None else session.first
         if (num_chunks := self.num_chunks(inputs, first)) < 1:
             raise ValueError(
@@ -133,7 +133,7 @@ class Runner(InputReader):
                 if first
                 else "The controls must span at least one chunk, got none."
             )
-        self._tell_end(inputs, first + num_chunks)
+        self.tell_end(inputs, first + num_chunks)
         compiling = ahead.compile_ahead(
             self,
             inputs,
@@ -166,6 +166,8 @@ class Runner(InputReader):
         config_lib.check_config(config)
         memory.check_device()
         _ = self.pipeline.components
+        if str(self.devices):
+            self.say("On %s.", self.devices)
         self.pipeline.latent_size(config.pixel_height, config.pixel_width)
         ready = embeddings.prepare(config, self.pipeline.conditioner)
         inputs = dataclasses.replace(self.read_inputs(), conditions=ready)
@@ -189,28 +191,6 @@ class Runner(InputReader):
         self._check_memory(inputs)
         return inputs
 
-    def num_chunks(self, inputs: RunnerInputs, first: int = 0) -> int:
-        """Chunks that a run makes: `total_blocks`, or fewer if the controls end.
-
-        Args:
-            inputs: From `read_inputs`.
-            first: The chunk at which it begins; the controls are of the whole session.
-        """
-        chunks = [self.config.total_blocks]
-        if inputs.controls is not None:
-            chunks.append(len(inputs.controls) - first)
-        elif inputs.script is not None and inputs.script.length < FOREVER:
-            length, before = inputs.script.length, self.frames_before
-            later = before(2) - before(1)
-            chunks.append(1 + max(0, -((before(1) - length) // later)) - first)
-        return min(chunks)
-
-    def _tell_end(self, inputs: RunnerInputs, chunks: int) -> None:
-        """Says what comes when the controls end, if the session lives to see it."""
-        script = inputs.script
-        if script is not None and script.num_frames <= self.frames_before(chunks):
-            self._say("%s", script.end_text)
-
     def _begin(
         self,
         inputs: RunnerInputs,
@@ -231,6 +211,7 @@ class Runner(InputReader):
         if session is not None:
             _log.info("Resumed at chunk %d; prompt, image and seed are its own.", first)
             params = self.load_weights(streaming)
+            session.cache = homes.placed(params, session.cache)
             session.switches, session.compiling = switches, compiling
             return params, session
         assert conditions is not None
@@ -365,17 +346,14 @@ class Runner(InputReader):
     def _needs(self, conditions: Conditions) -> needs.Needs:
         size = self.config.pixel_height, self.config.pixel_width
         where = self.weights_placement()
-        return needs.of_rollout(self.pipeline, self.new_cache, conditions, size, where)
+        return needs.of_rollout(
+            self.pipeline, self.new_cache, conditions, size, self.devices, where
+        )
 
     def load_weights(self, only: Sequence[str]) -> Params:
         """Weights of these components; random ones if the config says so."""
         where, random = self.weights_placement(), self.config.random_weights
-        return weights.make(self.pipeline, only, where, random=random, say=self._say)
-
-    def _say(self, text: str, *values: Any) -> None:
-        """Tells what a run is at, unless `progress` is off."""
-        if self.config.progress is not False:
-            _log.info(text, *values)
+        return weights.make(self.pipeline, only, where, random=random, say=self.say)
 
     def _writer(
         self, report: RunReport, inputs: RunnerInputs
@@ -459,6 +437,12 @@ class RunnerConfig(InstantiateConfig[Runner]):
     random_weights: bool = False
     """Run with random weights and without checkpoints: for tests and timings only."""
 
+    mesh: str | None = None
+    """Run on several devices: the axes of a mesh and their sizes, such as sequence=2
+    or guidance=2,sequence=4; `docs/several_gpus.md` says what each axis cuts."""
+
+    place: str | None = None
+    """Parts and the numbers of devices to put them on, such as decoder=1."""
     compile_only: bool = False
     """Compile the programs of this size into the compilation cache, without weights,
     and stop."""

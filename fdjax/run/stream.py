@@ -11,7 +11,8 @@ import jax
 from fdjax.axes import Params, PyTree
 from fdjax.engine.pipeline import StreamInferencePipeline
 from fdjax.engine.programs import Programs
-from fdjax.run import signals, stats
+from fdjax.run import memory, signals, stats
+from fdjax.run.devices import Devices
 from fdjax.run.finite import FiniteWatch
 from fdjax.run.prompts import Switches
 from fdjax.run.report import RunReport
@@ -76,14 +77,18 @@ class Session:
         )
 
 
-def resume(path: str | pathlib.Path, pipeline: StreamInferencePipeline) -> Session:
+def resume(
+    path: str | pathlib.Path, pipeline: StreamInferencePipeline, devices: Devices
+) -> Session:
     """A session from a file that a run wrote.
 
     Raises:
         FileNotFoundError, ValueError: See `fdjax.session.store.load_cache`; or a chunk
             is pending, or its sessions are of different age.
     """
-    cache = store.load_cache(path, pipeline=pipeline)
+    # It goes to its devices when the weights are there: one may not hold it whole.
+    with memory.on_host() if devices.several else contextlib.nullcontext():
+        cache = store.load_cache(path, pipeline=pipeline)
     ages = sorted(set(jax.device_get(cache.autoregressive_index).tolist()))
     if len(ages) > 1 or cache.final_state is not None:
         raise ValueError(

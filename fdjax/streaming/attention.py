@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import flax.struct
 import jax
 
-from fdjax.attention import float8
+from fdjax import sharding
+from fdjax.attention import float8, split
 from fdjax.attention.attend import attend
 from fdjax.attention.kv_cache import KVLayout
 from fdjax.attention.rope import Rope3D, RopeTable
@@ -50,6 +51,17 @@ class LayerKV:
     layout: KVLayout = flax.struct.field(pytree_node=False)
     raw_keys: Array | None = None
 
+    @property
+    def head_axes(self) -> PyTree:
+        """The axis of heads, in place of each array."""
+        make: Any = LayerKV
+        return make(
+            2,
+            1 if storage.eight_bit(self.values) else 2,
+            self.layout,
+            None if self.raw_keys is None else 2,
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class StreamingAttention:
@@ -72,8 +84,24 @@ class StreamingAttention:
         self, query: Array, key: Array, value: Array, state: LayerKV
     ) -> tuple[LayerKV, Array]:
         """See `SelfAttentionFn`."""
-        layout, table = state.layout, self.tables[state.layout]
-        num_tokens = layout.ring_tokens(self.num_chunks)
+        shared = self.num_chunks, self.tables[state.layout]
+        if not sharding.in_mesh():
+            return self._attend(query, key, value, state, shared)
+        return split.by_heads(
+            self._attend, query, key, value, state, shared, head_axes=state.head_axes
+        )
+
+    def _attend(
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        state: LayerKV,
+        shared: tuple[Array, RopeTable],
+    ) -> tuple[LayerKV, Array]:
+        """All of it, for the heads that there are."""
+        (num_chunks, table), layout = shared, state.layout
+        num_tokens = layout.ring_tokens(num_chunks)
         rotated = self.rope.rotate(key, table)
         # [B, L, N, D] into [B, S, N, D]
         keys, values = storage.write(
@@ -114,10 +142,21 @@ class SelfContainedAttention:
         self, query: Array, key: Array, value: Array, state: None
     ) -> tuple[None, Array]:
         """See `SelfAttentionFn`; keeps no state."""
-        query, key = (self.rope.rotate(x, self.table) for x in (query, key))
-        # [B, L, N, D] each; the keys are the sequence's own.
+        if self.mask is None and sharding.in_mesh():
+            return split.by_heads(
+                self._attend, query, key, value, state, self.table, head_axes=None
+            )
         if self.mask is None:
-            return state, attend(query, key, value)
+            return self._attend(query, key, value, state, self.table)
+        query, key = (self.rope.rotate(x, self.table) for x in (query, key))
         # bool[L, L] -> [1, 1, L, L]; `attend` takes lengths and no mask.
         mask = self.mask if self.mask.ndim == 4 else self.mask[None, None]
         return state, jax.nn.dot_product_attention(query, key, value, mask=mask)
+
+    def _attend(
+        self, query: Array, key: Array, value: Array, state: None, table: RopeTable
+    ) -> tuple[None, Array]:
+        """All of it, for the heads that there are; the keys are the sequence's own."""
+        query, key = (self.rope.rotate(x, table) for x in (query, key))
+        # [B, L, N, D] each
+        return state, attend(query, key, value)

@@ -2,19 +2,19 @@
 
 import abc
 import dataclasses
-import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fdjax import sharding
 from fdjax.attention.kv_cache import KVLayout
-from fdjax.attention.rope import RopeTable, pad_table, rope_table
 from fdjax.axes import Array, Params, PyTree
 from fdjax.contract.conditioner import Conditions
 from fdjax.contract.transformer import Transformer
-from fdjax.streaming import patches, storage
+from fdjax.streaming import patches, positions, rows, storage
 from fdjax.streaming.attention import (
     LayerKV,
     SelfAttentionFn,
@@ -161,6 +161,10 @@ class StreamingDiT(Transformer):
         context = self._unfold(self.context(params, conditions))
         return dataclasses.replace(cache, context=context)
 
+    def check_mesh(self, sizes: Mapping[str, int]) -> None:
+        """Refuses a mesh that does not divide heads or branches; see `Transformer`."""
+        self.layout.check_mesh(sizes)
+
     def latent_shape(self, cache: StreamCache) -> tuple[int, int, int]:
         """(B, L, C * patch volume) of one chunk."""
         # A chunk is of as many tokens in every layer.
@@ -178,10 +182,13 @@ class StreamingDiT(Transformer):
         """
         control = self.check_control(cache, control)
         return Workspace(
-            tables=tuple(self._chunk_table(cache, each) for each in self._timelines),
+            tables=tuple(
+                positions.chunk_table(self.layout, cache, each)
+                for each in positions.timelines(self.layout)
+            ),
             extras=self.prepare(params, cache, control),
             control=control,
-            rotated_keys=self._rotated_keys(cache),
+            rotated_keys=positions.rotated_keys(self.layout, cache),
             # [B, G V, ...] -> [B G V, ...]: the network knows rows only.
             cache=self._map_rows(self._fold, cache),
         )
@@ -214,6 +221,9 @@ class StreamingDiT(Transformer):
             kv = dataclasses.replace(kv, keys=keys, values=values)
             cache = dataclasses.replace(workspace.cache, kv=kv)
             workspace = dataclasses.replace(workspace, cache=cache)
+        if self.layout.num_rows > 1:
+            # Branches and views meet here; the solver's numbers are few.
+            flow = sharding.gathered(flow)
         # [B G V, L, C] -> [B, G, V, L, C]
         branches = self.layout.num_branches, self.layout.num_views
         flow = flow.reshape(-1, *branches, *flow.shape[1:])
@@ -227,8 +237,7 @@ class StreamingDiT(Transformer):
 
     def release(self, workspace: Workspace) -> tuple[StreamCache, Residue]:
         """The cache, and for `commit` the control, or what the last step wrote."""
-        # [B G V, ...] -> [B, G V, ...]
-        cache = self._map_rows(self._unfold, workspace.cache)
+        cache = self._kept(workspace.cache)
         chunk = None
         if self.layout.skip_finalize and self.layout.has_memory:
             # A copy of the chunk's slots: a pure `generate` leaves the caller's cache
@@ -267,7 +276,7 @@ class StreamingDiT(Transformer):
         keys = tuple(s.raw_keys if relative else s.keys for s in states)
         values = tuple(state.values for state in states)
         kv = KVCache(keys=keys, values=values, num_chunks=num_chunks)
-        return self._map_rows(self._unfold, dataclasses.replace(workspace.cache, kv=kv))
+        return self._kept(dataclasses.replace(workspace.cache, kv=kv))
 
     def _states(self, workspace: Workspace, *, keep_raw: bool) -> list[LayerKV]:
         """Each layer's buffers before a pass, with the unturned keys if asked for."""
@@ -352,19 +361,7 @@ class StreamingDiT(Transformer):
         Returns:
             [B G V, ...], or None; the same array if there is one row per session.
         """
-        branches, views = self.layout.num_branches, self.layout.num_views
-        if conditional is None or (self.layout.num_rows == 1 and not by_view):
-            return conditional
-        if unconditional is None:
-            unconditional = conditional
-        # [B, G, ...] or [B, G, V, ...]
-        x = jnp.stack([conditional, unconditional][:branches], axis=1)
-        if not by_view:
-            # [B, G, ...] -> [B, G, V, ...]
-            shape = *x.shape[:2], views, *x.shape[2:]
-            x = jnp.broadcast_to(x[:, :, None], shape)
-        # [B, G, V, ...] -> [B G V, ...]
-        return x.reshape(-1, *x.shape[3:])
+        return rows.spread(self.layout, conditional, unconditional, by_view=by_view)
 
     def split_views(self, tokens: Array, cache: StreamCache) -> Array:
         """Tokens of a patchified latent by view, [B, V L, ...] to [B, V, L, ...]."""
@@ -372,17 +369,16 @@ class StreamingDiT(Transformer):
         return patches.split_views(tokens, self.layout.num_views, columns)
 
     def _fold(self, tree: PyTree) -> PyTree:
-        """[B, G V, ...] to [B G V, ...] in every leaf."""
-        if self.layout.num_rows == 1:
-            return tree
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+        return rows.fold(self.layout, tree)
 
     def _unfold(self, tree: PyTree) -> PyTree:
-        """[B G V, ...] to [B, G V, ...] in every leaf."""
-        rows = self.layout.num_rows
-        if rows == 1:
-            return tree
-        return jax.tree.map(lambda x: x.reshape(-1, rows, *x.shape[1:]), tree)
+        return rows.unfold(self.layout, tree)
+
+    def _kept(self, cache: StreamCache) -> StreamCache:
+        """A workspace's cache as it is carried, [B G V, ...] -> [B, G V, ...]."""
+        cache = self._map_rows(self._unfold, cache)
+        # Cut as it came, so that it can take its place.
+        return sharding.constrain_tree(cache, sharding.CACHE)
 
     def _map_rows(self, function: Any, cache: StreamCache) -> StreamCache:
         """The cache with what has rows folded or unfolded."""
@@ -408,9 +404,10 @@ class StreamingDiT(Transformer):
         layers: tuple[Any, ...] = tuple(states)
         if layout.has_memory:
             num_chunks = self._row_counts(cache)
-            tables = dict(zip(self._timelines, workspace.tables, strict=True))
+            timelines = positions.timelines(layout)
+            tables = dict(zip(timelines, workspace.tables, strict=True))
             by_layer = {
-                tokens: tables[self._timeline(frames)]
+                tokens: tables[positions.timeline(layout, frames)]
                 for tokens, frames in zip(
                     self._layers(cache), layout.frames, strict=True
                 )
@@ -420,9 +417,12 @@ class StreamingDiT(Transformer):
             attention = SelfContainedAttention(layout.rope, workspace.tables[0])
             layers = (None,) * layout.num_layers
         latent, timestep = self.inputs(latent, timestep, cache, workspace.control)
+        latent = self.rows(self.split_views(latent, cache), by_view=True)
+        # Rows and tokens are cut from what all devices hold, and nothing is sent.
+        latent = sharding.gathered(latent)
         return self.forward(
             params,
-            self.rows(self.split_views(latent, cache), by_view=True),
+            sharding.constrain(latent, "BLC"),
             jax.tree.map(lambda x: self.rows(x) if jnp.ndim(x) else x, timestep),
             attention,
             layers,
@@ -438,61 +438,3 @@ class StreamingDiT(Transformer):
         """Each layer's layout in tokens; none where there are no buffers."""
         sizes = cache.height, cache.width
         return self.layout.tokens(*sizes) if self.layout.has_memory else ()
-
-    @property
-    def _timelines(self) -> list[KVLayout]:
-        """The frame layouts whose positions differ, in order of first use."""
-        return list(dict.fromkeys(map(self._timeline, self.layout.frames)))
-
-    def _timeline(self, frames: KVLayout) -> KVLayout:
-        # Absolute time is the same in every layer.
-        return frames if self.layout.cache_relative else self.layout.frames[0]
-
-    def _chunk_table(self, cache: StreamCache, frames: KVLayout) -> RopeTable:
-        """Rotation of the chunk's tokens, in rows.
-
-        Absolute time, without bound; or in cache-relative mode the rank among the
-        visible frames.
-        """
-        count = cache.kv.num_chunks
-        if self.layout.cache_relative:
-            ranks = frames.chunk_positions(frames.ring_tokens(count))
-            return self._table(cache, ranks)
-        positions = jnp.arange(frames.chunk, dtype=jnp.int32)
-        return self._table(cache, positions, offset=count, stride=frames.chunk)
-
-    def _rotated_keys(self, cache: StreamCache) -> tuple[Array, ...]:
-        """Cached keys at their present positions, in rows; () at absolute time."""
-        if not (self.layout.has_memory and self.layout.cache_relative):
-            return ()
-        num_chunks = cache.kv.num_chunks
-
-        # Layers of one layout share a table.
-        @functools.cache
-        def table(frames: KVLayout, num_slots: int) -> RopeTable:
-            count = frames.ring_tokens(num_chunks)
-            table = self._table(cache, frames.slot_positions(count))
-            # What is padding is zero, whatever its angle.
-            return pad_table(table, num_slots)
-
-        return tuple(
-            self.layout.rope.rotate(keys, table(frames, keys.shape[1]))
-            for keys, frames in zip(
-                self._fold(cache.kv.keys), self.layout.frames, strict=True
-            )
-        )
-
-    def _table(
-        self,
-        cache: StreamCache,
-        positions: Array,
-        offset: Array | None = None,
-        stride: int = 1,
-    ) -> RopeTable:
-        """[1, L, D / 2] for one session, else [B G V, L, D / 2]."""
-        grid = self.layout.grid(cache.height, cache.width)
-        angles = self.layout.rope.angles(positions, *grid, offset=offset, stride=stride)
-        if cache.batch > 1:
-            # [B, L, D / 2] -> [B G V, L, D / 2]
-            angles = self.rows(angles)
-        return rope_table(angles, self.layout.dtype)

@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 
 import jax
 
 from fdjax.attention import float8
 from fdjax.attention.kv_cache import KVLayout
 from fdjax.attention.rope import Rope3D
+from fdjax.attention.split import check_heads
 
 _GPU_SLOTS = 128  # slots per tile of the attention kernels of Hopper GPUs
 
@@ -155,6 +157,24 @@ class StreamLayout:
             )
             for frames in self.frames
         )
+
+    def check_mesh(self, sizes: Mapping[str, int]) -> None:
+        """Refuses a mesh that cannot cut this network.
+
+        Args:
+            sizes: Devices along each axis; see `fdjax.sharding`.
+
+        Raises:
+            ValueError: With what must hold.
+        """
+        check_heads(self.num_heads, self.kv_heads, sizes)
+        parts = sizes.get("guidance", 1)
+        if parts not in (1, self.num_branches):
+            raise ValueError(
+                f"the mesh axis guidance={parts} must be the number of branches of "
+                f"guidance, {self.num_branches} at guidance_scale "
+                f"{self.guidance_scale:g}; leave it out or change it."
+            )
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens of one view.

@@ -6,6 +6,7 @@ from fdjax.testing.case import (
     assert_close,
     count_compilations,
 )
+from fdjax.testing.collectives import collectives
 from fdjax.testing.contract import CHECKS
 from fdjax.testing.tolerance import tolerance
 
@@ -14,6 +15,7 @@ __all__ = [
     "TOLERANCE",
     "PipelineCase",
     "assert_close",
+    "collectives",
     "count_compilations",
     "tolerance",
 ]

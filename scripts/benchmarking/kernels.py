@@ -53,18 +53,27 @@ def of_calls(call: Callable[[], Any], count: int, top: int = 40) -> dict[str, An
     }
 
 
-def save_program(pipeline: Any, params: Any, cache: Any, path: Path) -> None:
-    """Writes the optimised HLO of the denoising loop, to find a kernel's source in."""
-    from fdjax.engine import stages as pipeline_stages
+def program(pipeline: Any, params: Any, cache: Any, input: Any) -> str:
+    """The optimised HLO of the denoising loop, for a ready cache and an input."""
+    from fdjax import sharding
+    from fdjax.engine import homes, stages
 
-    lowered = pipeline_stages.diffuse_in_place.lower(
-        pipeline.diffusion_model,
+    control = None
+    if pipeline.encoder is not None:
+        own = params["encoder"], cache.encoder_cache, input
+        _, control = homes.run(stages.encode, pipeline.encoder, *own)
+    arguments = sharding.moved(
+        (cache.transformer_cache, control, None, cache.autoregressive_index, cache.key),
         params["transformer"],
-        cache.transformer_cache,
-        None,
-        None,
-        cache.autoregressive_index,
-        cache.key,
     )
+    with sharding.home(params["transformer"], arguments):
+        lowered = stages.diffuse_in_place.lower(
+            pipeline.diffusion_model, params["transformer"], *arguments
+        )
+        return lowered.compile().as_text()
+
+
+def save_program(text: str, path: Path) -> None:
+    """Writes a program, to find a kernel's source in."""
     with gzip.open(path, "wt") as file:
-        file.write(lowered.compile().as_text())
+        file.write(text)

@@ -5,6 +5,7 @@ With `share` in the spec it leaves weights, noise and its latents for the compar
 with the PyTorch reference.
 """
 
+import collections
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ def main(spec: dict[str, Any], report: measure.Report) -> None:
     startup = measure.Startup(spec["spawned"])
     import jax
 
-    from fdjax.run.stats import Profiler, memory_stats
+    from fdjax.run.stats import Profiler
 
     configs = {
         name: methods.pipeline_config(
@@ -37,9 +38,7 @@ def main(spec: dict[str, Any], report: measure.Report) -> None:
 
     first, *others = configs.values()
     runs = Runs(spec, first.setup(), Profiler(), report)
-    where = methods.placement(runs.pipeline, spec["offload_share"])
-    runs.params = runs.pipeline.init_params(jax.random.key(0), sharding=where)
-    jax.block_until_ready(runs.params)
+    runs.params = runs.random_weights()
     startup.mark("random_weights_s")
     runs.start_rollout()
     startup.mark("initialize_cache_s")
@@ -53,7 +52,9 @@ def main(spec: dict[str, Any], report: measure.Report) -> None:
         return
 
     runs.measure_warm(spec["decoders"][0])
-    report.add("memory", memory_stats())
+    report.add("memory", _memory())
+    if spec["mesh"]:
+        report.add("sent", runs.sent())
     runs.trace(spec["decoders"][0])
     for name, config in zip(spec["decoders"][1:], others, strict=True):
         runs.change_decoder(config)
@@ -61,7 +62,7 @@ def main(spec: dict[str, Any], report: measure.Report) -> None:
         for _ in range(3):
             report.append(f"cold_chunks_{name}", runs.chunk() | clock.lap())
         runs.measure_warm(name)
-        report.add(f"memory_{name}", memory_stats())
+        report.add(f"memory_{name}", _memory())
         runs.trace(name)
     runs.change_decoder(first)
     if spec.get("share"):
@@ -71,7 +72,17 @@ def main(spec: dict[str, Any], report: measure.Report) -> None:
         report.add("shared", spec["share"])
     if spec["pure"]:
         runs.measure_pure()
-        report.add("memory_pure", memory_stats())
+        report.add("memory_pure", _memory())
+
+
+def _memory() -> Any:
+    """Memory of the device, or of each of several."""
+    import jax
+
+    from fdjax.run.stats import memory_stats
+
+    each = [memory_stats(device) for device in jax.local_devices()]
+    return each[0] if len(each) == 1 else each
 
 
 class Runs:
@@ -96,15 +107,46 @@ class Runs:
         self._index += 1
         return methods.chunk_input(self.pipeline.config, self._index - 1, self._size)
 
+    def random_weights(self, only: Any = None) -> Any:
+        """Random weights on the devices that the flags name."""
+        import jax
+
+        from fdjax.run import devices, needs
+
+        found = devices.find(self.spec["mesh"], self.spec["place"], self.pipeline)
+        where = found.placement(needs.streaming(self.pipeline))
+        if not found.several:
+            where = methods.placement(self.pipeline, self.spec["offload_share"])
+        return jax.block_until_ready(
+            self.pipeline.init_params(
+                jax.random.key(0),
+                only=only,
+                sharding=where,
+            )
+        )
+
+    def sent(self) -> list[list[Any]]:
+        """Operations between devices in the program of a chunk: kind, bytes, count.
+
+        Those of the denoising loop, of any number of steps, are there once.
+        """
+        from fdjax.testing import collectives
+
+        counts = collections.Counter(collectives(self._program()))
+        return [[*each, count] for each, count in sorted(counts.items())]
+
+    def _program(self) -> str:
+        size = self._size
+        own = methods.chunk_input(self.pipeline.config, self._index, size)
+        return kernels.program(self.pipeline, self.params, self.cache, own)
+
     def change_decoder(self, config: Any) -> None:
         """Continues with another decoder, the weights of the rest kept."""
-        import jax
 
         self.cache = None
         self.pipeline = config.setup()
         if self.pipeline.decoder is not None:
-            fresh = self.pipeline.init_params(jax.random.key(0), only=["decoder"])
-            self.params = jax.block_until_ready({**self.params, **fresh})
+            self.params = {**self.params, **self.random_weights(["decoder"])}
         self.start_rollout()
 
     def start_rollout(self) -> None:
@@ -218,8 +260,8 @@ class Runs:
             return
         self.report.add(f"kernels_{name}", kernels.of_calls(self.chunk, count))
         path = Path(self.spec["folder"]) / "diffuse.hlo.gz"
-        if not path.exists() and self.pipeline.encoder is None:
-            kernels.save_program(self.pipeline, self.params, self.cache, path)
+        if not path.exists():
+            kernels.save_program(self._program(), path)
 
     def measure_pure(self) -> None:
         """The steady state without donation: every call leaves its argument usable."""

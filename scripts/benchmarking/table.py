@@ -58,7 +58,9 @@ def _steady(results: dict[str, Any]) -> list[str]:
     lines += [
         f"{name}: {value}"
         for name, value in rollout.items()
-        if name.startswith(("unsynchronised", "to_video", "compilations", "memory"))
+        if name.startswith(
+            ("unsynchronised", "to_video", "compilations", "memory", "sent")
+        )
     ]
     return lines
 

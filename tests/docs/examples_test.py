@@ -24,9 +24,9 @@ def run(tmp_path):
     roots = [ROOT, ROOT / "models", ROOT / "convert"]
     path = os.pathsep.join([*map(str, roots), *sys.path])
 
-    def run_example(name):
+    def run_example(name, *arguments):
         done = subprocess.run(
-            [sys.executable, "-W", "error", str(EXAMPLES / name)],
+            [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments],
             capture_output=True,
             text=True,
             cwd=tmp_path,
@@ -39,7 +39,8 @@ def run(tmp_path):
 
 
 def test_there_is_no_example_without_a_test():
-    tested = {"quickstart.py", "fork_and_undo.py", "gradients.py", "many_sessions.py"}
+    tested = {"quickstart.py", "fork_and_undo.py", "gradients.py"}
+    tested |= {"many_clips.py", "many_sessions.py"}
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
     folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
     assert folders - {"__pycache__", "outputs"} == {"own_method", "maze_at_dusk"}
@@ -84,6 +85,18 @@ def test_the_preset_has_a_walk_into_the_dusk(tmp_path):
     sky = video[:, :24, 64:96].mean((1, 2))
     assert sky[:12, 2].min() - sky[:12, 0].max() > 20
     assert sky[-1, 2] - sky[-1, 0] < 0.5 * (sky[0, 2] - sky[0, 0])
+
+
+def test_many_clips(run, tmp_path):
+    given = ("prompts.txt", "clips")
+    (tmp_path / "prompts.txt").write_text("clear red brick maze\n\nblue maze\n")
+    printed = run("many_clips.py", *given, "--processes", "2")
+    assert len(re.findall(r"^line \d: ", printed, re.M)) == 2
+    clips = tmp_path / "clips"
+    assert sorted(path.name for path in clips.iterdir()) == ["00000.mp4", "00002.mp4"]
+    assert media.read_video(clips / "00000.mp4").shape == (13, 96, 160, 3)
+    again = run("many_clips.py", *given, "--task", "0", "--num_tasks", "2")
+    assert again == "to make: 0, there: 2\n"
 
 
 @pytest.fixture

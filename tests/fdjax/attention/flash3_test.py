@@ -139,14 +139,6 @@ def test_it_says_what_it_needs(monkeypatch, capability, dtype, dim, reason):
         attend(*arrays, backend="flash3")
 
 
-@pytest.mark.usefixtures("hopper")
-def test_a_mesh_leaves_attention_to_what_can_be_divided():
-    arrays = draw()
-    assert flash3.unsupported_reason(*arrays) is None
-    with jax.set_mesh(jax.make_mesh((1,), ("data",))):
-        assert "a mesh is in force" in flash3.unsupported_reason(*arrays)
-
-
 def test_a_missing_package_is_named():
     reason = flash3._package()
     if isinstance(reason, str):

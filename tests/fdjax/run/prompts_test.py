@@ -98,9 +98,9 @@ def test_what_comes_when_the_controls_end_is_said(caplog, end, said):
     runner = dataclasses.replace(CONFIG, controls="w*2", controls_end=end).setup()
     inputs = runner.read_inputs()
     with caplog.at_level(logging.INFO):
-        runner._tell_end(inputs, 1)
+        runner.tell_end(inputs, 1)
         assert not caplog.records
-        runner._tell_end(inputs, 2)
+        runner.tell_end(inputs, 2)
     assert said in caplog.text
 
 

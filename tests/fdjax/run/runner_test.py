@@ -125,7 +125,7 @@ def test_random_weights_are_announced(config, caplog):
 def test_without_random_weights_a_checkpoint_is_needed(config, monkeypatch):
     loaded = []
 
-    def load_params(self, *, only=None):
+    def load_params(self, *, only=None, sharding=None):
         loaded.append(only)
         return self.init_params(jax.random.key(5), only=only)
 

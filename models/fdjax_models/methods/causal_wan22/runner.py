@@ -16,7 +16,11 @@ class CausalWan22Runner(WanRunner):
     def weights_placement(self) -> Placement | None:
         """With `offload_expert` a share of the experts' weights with the host."""
         if not self.config.offload_expert:
-            return None
+            return super().weights_placement()
+        if self.devices.several:
+            raise ValueError(
+                "offload_expert is for one device; leave it out, or mesh and place."
+            )
         shapes = param_shapes(self.pipeline.components["transformer"])
         share = self.config.offload_share
         return {"transformer": in_host_memory(default_sharding(), shapes, share)}

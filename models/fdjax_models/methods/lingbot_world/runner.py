@@ -59,7 +59,7 @@ class LingBotRunner(WanRunner):
         )
         needed = camera.num_chunks(len_t)
         if segments is None and needed < self.config.total_blocks:
-            self._say(
+            self.say(
                 "The poses cover %d chunks, %d video frames; --controls_end hold and "
                 "--controls_end repeat go on.",
                 needed,

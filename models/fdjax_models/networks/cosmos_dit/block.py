@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fdjax.attention.attend import attend
 from fdjax.axes import Array, PyTree
-from fdjax.sharding import constrain, in_mesh
+from fdjax.sharding import constrain, cuts_weights
 from fdjax.streaming.attention import SelfAttentionFn
 from fdjax_models.networks.cosmos_dit.config import CosmosDiTConfig
 from fdjax_models.networks.cosmos_dit.layers import (
@@ -50,7 +50,7 @@ class FusedProjection(nn.Module):
         init = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2, 3))
         kernel = self.param("kernel", init, shape, cfg.param_dtype)
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=cfg.dtype)
-        if in_mesh():
+        if cuts_weights():
             # C is 3 here. Heads keep an axis of their own, by which the mesh cuts them.
             return jnp.einsum("BLM,MCND->BLCND", x, kernel)
         # [B, L, M] @ [M, 3 N D] -> [B, L, 3, N, D]
@@ -76,8 +76,7 @@ class SelfAttention(nn.Module):
         fused = self.qkv(x)  # [B, L, 3, N, D]
         # [B, L, N, D] each; the norm is over D, one weight for all heads.
         query, key = self.norm_q(fused[:, :, 0]), self.norm_k(fused[:, :, 1])
-        query, key, value = (constrain(y, "BLND") for y in (query, key, fused[:, :, 2]))
-        state, out = attention(query, key, value, state)
+        state, out = attention(query, key, fused[:, :, 2], state)
         # [B, L, N, D] -> [B, L, M]
         return state, self.o(out.reshape(x.shape))
 
@@ -185,6 +184,7 @@ class Block(nn.Module):
         num_frames: int,
     ) -> tuple[PyTree, Array]:
         """Residual stream [B, L, M], view modulation [B, 9, M]."""
+        x = constrain(x, "BLM")
         # [B, 3, M] each: shift, scale and gate of a sublayer.
         views = (None,) * 3 if view is None else jnp.split(view, 3, axis=1)
         shift, scale, gate = self.modulation_self(time, views[0])

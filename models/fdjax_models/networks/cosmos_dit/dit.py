@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fdjax.axes import Array, Params, PyTree
 from fdjax.nn.random_params import random_params
+from fdjax.sharding import constrain
 from fdjax.streaming.attention import SelfAttentionFn
 from fdjax_models.networks.cosmos_dit.block import Block, ContextKV
 from fdjax_models.networks.cosmos_dit.config import CosmosDiTConfig
@@ -107,7 +108,7 @@ class CosmosDiT(nn.Module):
         Returns:
             [B, L, M].
         """
-        return self.control_embedding(control)
+        return constrain(self.control_embedding(control), "BLM")
 
     def __call__(
         self,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fdjax.attention.attend import attend
 from fdjax.axes import Array, PyTree
-from fdjax.sharding import constrain, in_mesh
+from fdjax.sharding import constrain, cuts_weights
 from fdjax.streaming.attention import SelfAttentionFn
 from fdjax_models.networks.wan_dit.config import WanDiTConfig
 from fdjax_models.networks.wan_dit.layers import (
@@ -70,7 +70,7 @@ class FusedProjection(nn.Module):
         kernel = self.param("kernel", init, (cfg.dim, *heads), cfg.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, heads, cfg.param_dtype)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=cfg.dtype)
-        if in_mesh():
+        if cuts_weights():
             # C is 3 here. Heads keep an axis of their own, by which the mesh cuts them.
             return jnp.einsum("BLM,MCND->BLCND", x, kernel) + bias
         # As a matrix, cuBLAS adds the bias where it writes the product; as heads it is
@@ -103,7 +103,6 @@ class SelfAttention(nn.Module):
         # The norm is over all heads: [B, L, N, D] -> [B, L, M] -> [B, L, N, D].
         query = self.norm_q(query.reshape(x.shape)).reshape(query.shape)
         key = self.norm_k(key.reshape(x.shape)).reshape(key.shape)
-        query, key, value = (constrain(y, "BLND") for y in (query, key, value))
         state, out = attention(query, key, value, state)
         # [B, L, N, D] -> [B, L, M]
         return state, self.o(out.reshape(x.shape))
@@ -181,7 +180,9 @@ class CameraBranch(nn.Module):
         # No gate, and nothing that depends on the timestep: one result serves all
         # steps of a chunk.
         rays = rays + self.fc2(nn.silu(self.fc1(rays)))
-        return CameraModulation(self.scale(rays), self.shift(rays))
+        return CameraModulation(
+            constrain(self.scale(rays), "BLM"), constrain(self.shift(rays), "BLM")
+        )
 
 
 class Block(nn.Module):
@@ -223,6 +224,7 @@ class Block(nn.Module):
         camera: CameraModulation | None,
     ) -> tuple[PyTree, Array]:
         """Residual stream [B, L, M], time modulation of vectors [B, G, 6, M]."""
+        x = constrain(x, "BLM")
         # [6, M] + [B, G, 6, M] -> [B, G, 6, M]
         modulation = self.modulation.astype(jnp.float32) + time.vectors
         # [B, G, M] each, or [B, L, M]

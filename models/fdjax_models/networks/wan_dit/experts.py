@@ -180,6 +180,10 @@ class WanExperts(Transformer):
         """The clean latent with the first frame, as configured."""
         return self._first.postprocess(residue.high_noise, latent)
 
+    def check_mesh(self, sizes: Mapping[str, int]) -> None:
+        """Refuses a mesh that cuts no expert; both have the same sizes."""
+        self._first.check_mesh(sizes)
+
     def latent_shape(self, cache: ExpertPair) -> tuple[int, int, int]:
         """(B, L, C * patch volume) of one chunk."""
         return self._first.latent_shape(cache.high_noise)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fdjax.axes import Array
+from fdjax.sharding import constrain, in_mesh
 from fdjax_models.networks.wan_dit.config import WanDiTConfig
 
 
@@ -101,6 +102,7 @@ def modulate(x: Array, scale: Array, shift: Array) -> Array:
     Returns:
         float32[B, L, M].
     """
+    scale, shift = (_each(vectors, x.shape[1]) for vectors in (scale, shift))
     # [B, G, L / G, M]
     y = _group(x, scale.shape[1])
     # Vectors as [B, G, 1, M]; the result [B, G, L / G, M] -> [B, L, M].
@@ -115,9 +117,24 @@ def add_gated(x: Array, update: Array, gate: Array) -> Array:
         update: [B, L, M].
         gate: float32[B, G, M].
     """
+    gate = _each(gate, x.shape[1])
     # [B, G, L / G, M] * [B, G, 1, M] -> [B, L, M]
     y = (_group(update, gate.shape[1]) * gate[:, :, None]).reshape(x.shape)
     return (x.astype(jnp.float32) + y).astype(x.dtype)
+
+
+def _each(vectors: Array, length: int) -> Array:
+    """[B, G, M] as it is; on a mesh that cuts tokens, [B, L, M] where G is above 1.
+
+    A device's tokens begin and end within a group: to part them into groups, it would
+    need those of other devices.
+    """
+    groups = vectors.shape[1]
+    if groups in (1, length) or not in_mesh():
+        return vectors
+    # Part of the pass that uses it: not written to memory.
+    group = jnp.arange(length, dtype=jnp.int32) // (length // groups)
+    return constrain(vectors[:, group], "BLM")
 
 
 def _group(x: Array, groups: int) -> Array:
