@@ -152,8 +152,9 @@ class Server:
         found = []
         for guest in self.lobby.playing:
             live = guest.live
-            if live is not None and live.timelines:
-                timeline = live.current
+            # The engine's thread may be about to put others in their place.
+            timeline = None if live is None else live.timelines.get(live.selected)
+            if live is not None and timeline is not None:
                 found.append(
                     {
                         "id": live.id,

@@ -115,13 +115,12 @@ class Engine:
     def _work(self) -> None:
         try:
             self._prepare()
-        except BaseException as error:
+            self._tell("Ready", 1.0, "ready")
+            while not self._stopping:
+                self._turn()
+        except BaseException as error:  # what no session is to blame for
             self.error = error
             self._tell(edge.message(error), self.progress, "failed")
-            return
-        self._tell("Ready", 1.0, "ready")
-        while not self._stopping:
-            self._turn()
         for live in self._lives:
             live.close()
 

@@ -44,13 +44,19 @@ class Model:
             undo_chunks: That a session can go back.
 
         Raises:
-            ValueError: The method makes no video.
+            ValueError: The method makes no video, or wants several devices.
         """
         if runner.pipeline.decoder is None:
             raise ValueError(
                 f"{runner.config.runner_name} gives latents, which no page can show; "
                 "serve a method with a decoder."
             )
+        for name in ("mesh", "place"):
+            if getattr(runner.config, name) is not None:
+                raise ValueError(
+                    f"Sessions of a server live on one device; leave --{name} out, "
+                    "or use fdjax-run."
+                )
         self.runner, self.inputs = runner, inputs
         on_device = min(undo_chunks, _UNDO_ON_DEVICE)
         self.undo: Any = {

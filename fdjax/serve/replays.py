@@ -39,7 +39,8 @@ class Script:
 
     def keys(self, chunk: int, before: Callable[[int], int]) -> str:
         """Keys that are held for a chunk; `before` counts the frames before one."""
-        return self.controls.keys_at(before(chunk) - 1) if chunk else ""
+        frame = max(before(chunk) - 1, 0)
+        return self.controls.keys_at(frame) if before(chunk + 1) > 1 else ""
 
     def said(self, chunk: int, before: Callable[[int], int]) -> str | None:
         """A prompt from this chunk on."""
@@ -77,9 +78,10 @@ def _events(timeline: Timeline) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
     keys, prompt = None, timeline.chunks[0].prompt
     for index, chunk in enumerate(timeline.chunks):
-        # The first chunk takes no control; what is held in a frame moves the next one.
-        if index and chunk.keys != keys and timeline.model.steering.actions:
-            events.append({"frame": before(index) - 1, "keys": chunk.keys})
+        # What is held in a frame moves the next one: none moves the very first.
+        moves = before(index + 1) > 1 and timeline.model.steering.actions
+        if moves and chunk.keys != keys:
+            events.append({"frame": max(before(index) - 1, 0), "keys": chunk.keys})
             keys = chunk.keys
         if chunk.prompt != prompt:
             events.append({"frame": before(index), "prompt": chunk.prompt})

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from fdjax_models.methods.maze_world.evaluation.measures import yaw_rates
+from fdjax_models.methods.maze_world.simulator import TURN_STEP
 from tests import processes
 
 pytestmark = pytest.mark.browser
@@ -81,8 +82,13 @@ def committed(page, count):
 def paused(page):
     """Waits until all that was made has been shown, and nothing more comes."""
     page.wait_for_function(
-        "() => document.body.dataset.playing === 'false' && fdjax.stage.shown"
-        "[fdjax.state.selected] === Number(document.body.dataset.committed) - 1"
+        """() => {
+            const { chunk, frame, count } =
+                fdjax.stage.canvases[fdjax.state.selected].dataset;
+            return document.body.dataset.playing === "false"
+                && Number(chunk) === Number(document.body.dataset.committed) - 1
+                && Number(frame) === Number(count) - 1;
+        }"""
     )
 
 
@@ -127,7 +133,7 @@ def test_keys_turn_the_picture_as_commanded(browser, address):
         for key, sign in (("a", 1), ("ArrowRight", -1)):
             video = recorded(page, [key], 4)
             rate = np.median(yaw_rates(video / 127.5 - 1))
-            assert sign * rate > 1.5, (key, rate)
+            np.testing.assert_allclose(rate, sign * TURN_STEP, rtol=0.4)
         page.keyboard.press("p")
         assert page.locator("#fps").inner_text() != "–"
         assert "ms" in page.locator("#latency").inner_text()

@@ -1,3 +1,4 @@
+import dataclasses
 import socket
 import subprocess
 import sys
@@ -88,6 +89,15 @@ def test_a_method_without_pictures_is_refused():
     config = derive_config(config, pipeline={"decoder": None})
     runner = config.setup()
     with pytest.raises(ValueError, match="serve a method with a decoder"):
+        Model(runner, runner.read_inputs())
+
+
+def test_several_devices_are_refused():
+    from fdjax.serve.model import Model
+
+    config = dataclasses.replace(runner_configs()["maze-world"], mesh="sequence=2")
+    runner = config.setup()
+    with pytest.raises(ValueError, match="leave --mesh out"):
         Model(runner, runner.read_inputs())
 
 

@@ -8,9 +8,12 @@ import msgpack
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from fdjax.run import plugins, repeat, replay
+from fdjax.serve import app
+from fdjax.serve.settings import ServeSettings
 from tests.fdjax.serve.tiny_server import LIVE, Player, model, serving, wait_ready
 
 
@@ -469,3 +472,19 @@ def test_what_was_played_is_played_again_by_the_page_and_by_a_run(shared, tmp_pa
     expected = replay.read(path, plugins.known_classes())
     config = dataclasses.replace(expected.config, output_dir=tmp_path, progress=False)
     assert repeat.run(config, expected) == 0
+
+
+def test_an_engine_that_breaks_ends_the_server_and_says_why(shared):
+    _, server = shared
+    ended = []
+    broken = app.Server(server.engine.model, ServeSettings(), lambda: ended.append(1))
+    broken.engine._prepare = lambda: None
+    broken.engine._turn = lambda: (_ for _ in ()).throw(
+        OSError(5, "the device is gone")
+    )
+    with TestClient(app.make_app(broken), base_url="http://127.0.0.1") as client:
+        while not ended:
+            time.sleep(0.01)
+        assert client.get("/healthz").status_code == 503
+        assert client.get("/healthz").json()["text"] == "the device is gone"
+    assert isinstance(broken.engine.error, OSError)

@@ -258,6 +258,33 @@ def test_what_comes_when_the_path_ends(tmp_path, path):
     np.testing.assert_allclose(made["repeat"][40:], made["stop"][:16], atol=1e-5)
 
 
+def test_keys_of_a_live_session_walk_as_those_of_a_run(tmp_path):
+    runner = tiny(tmp_path, total_blocks=3, controls="w*8 wa*12 id*12").setup()
+    inputs = runner.read_inputs()
+    steering = runner.steering(inputs)
+    state, before = steering.start, runner.frames_before
+    assert steering.actions["i"] == "look up"
+    for chunk in range(3):
+        # In a run keys change by the frame, live by the chunk.
+        keys = ("w", "wa", "id")[chunk]
+        assert before(chunk + 1) - 1 == (8, 20, 32)[chunk]
+        state, control = steering.control(state, keys)
+        wanted = inputs.controls[chunk]
+        for name in ("poses", "intrinsics", "world_scale"):
+            given, expected = getattr(control, name), getattr(wanted, name)
+            np.testing.assert_array_equal(given, expected, err_msg=name)
+            assert given.dtype == expected.dtype
+
+
+def test_a_live_session_follows_a_recorded_path(tmp_path):
+    runner = tiny(tmp_path, **files(tmp_path, turning(21))).setup()
+    inputs = runner.read_inputs()
+    steering = runner.steering(inputs)
+    assert not steering.actions
+    _, control = steering.control(1, "")
+    np.testing.assert_array_equal(control.poses, inputs.controls[1].poses)
+
+
 def test_prompts_change_beside_any_path(tmp_path):
     """The video frames of chunk 0 are 0 to 8, those of chunk 1 are 9 to 20."""
     events = json.dumps([{"frame": 9, "prompt": "night"}])

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fdjax.config import derive_config
-from fdjax_models.methods.maze_world import text
+from fdjax_models.methods.maze_world import controls, text
 from fdjax_models.methods.maze_world.config import RUNNER_CONFIGS
 from fdjax_models.methods.maze_world.runner import start_image
 
@@ -152,3 +152,15 @@ def test_arrays_that_are_no_keys(tmp_path, array):
 def test_mistakes_are_named(tmp_path, changes, error, message):
     with pytest.raises(error, match=message):
         read(tmp_path, **changes)
+
+
+def test_keys_of_a_live_session_are_those_of_a_run():
+    runner = RUNNER_CONFIGS["maze-world"].setup()
+    steering = runner.steering(runner.read_inputs())
+    assert steering.actions.keys() == controls.KEYS.keys()
+    for keys in ("", "w", "wa", "sd", "ws"):
+        _, control = steering.control(None, keys)
+        held = controls.read_keys(f"{keys or '.'}*8")
+        wanted = controls.chunk_controls(held, 1)[None]
+        np.testing.assert_array_equal(control, wanted)
+        assert control.dtype == wanted.dtype

@@ -142,7 +142,7 @@ def segments_of(script: Controls, fps: float) -> tuple[Segment, ...]:
     if script.end == "hold":
         frames[-1] = FOREVER
     return tuple(
-        Segment(count, _step_of(held, fps), held)
+        Segment(count, step_of(held, fps), held)
         for held, count in zip(script.held, frames, strict=True)
     )
 
@@ -179,20 +179,48 @@ def walk(segments: Sequence[Segment], frames: int, repeat: bool = False) -> np.n
         Camera-to-world; x right, y down, z forward.  float64[frames, 4, 4].
     """
     poses = np.tile(np.eye(4), (frames, 1, 1))
-    position, yaw, pitch = np.zeros(3), 0.0, 0.0
-    steps = _steps(segments, repeat)
+    place, steps = Place(), _steps(segments, repeat)
     for frame in range(1, frames):
-        forward, right, up, turn, look = next(steps)
-        yaw += np.deg2rad(turn)
-        limit = np.deg2rad(STEEPEST)
-        pitch = float(np.clip(pitch + np.deg2rad(look), -limit, limit))
-        sin, cos = np.sin(yaw), np.cos(yaw)
-        position = position + np.array(
-            [forward * sin + right * cos, -up, forward * cos - right * sin]
-        )
-        poses[frame, :3, :3] = _rotation(yaw, pitch)
-        poses[frame, :3, 3] = position
+        place = place.moved(next(steps))
+        poses[frame] = place.pose
     return poses
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where the camera is and looks; at first at the origin, along +z.
+
+    Attributes:
+        position: x right, y down, z forward.
+        yaw: To the right, radians.
+        pitch: Up, radians.
+    """
+
+    position: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    yaw: float = 0.0
+    pitch: float = 0.0
+
+    def moved(self, step: Sequence[float]) -> "Place":
+        """A frame later: it turns first, then walks the way that it faces.
+
+        Args:
+            step: As in a `Segment`.
+        """
+        forward, right, up, turn, look = step
+        yaw = self.yaw + np.deg2rad(turn)
+        limit = np.deg2rad(STEEPEST)
+        pitch = float(np.clip(self.pitch + np.deg2rad(look), -limit, limit))
+        sin, cos = np.sin(yaw), np.cos(yaw)
+        way = (forward * sin + right * cos, -up, forward * cos - right * sin)
+        x, y, z = (float(a + b) for a, b in zip(self.position, way, strict=True))
+        return Place((x, y, z), float(yaw), pitch)
+
+    @property
+    def pose(self) -> np.ndarray:
+        """Camera-to-world.  float64[4, 4]."""
+        pose = np.eye(4)
+        pose[:3, :3], pose[:3, 3] = _rotation(self.yaw, self.pitch), self.position
+        return pose
 
 
 def _steps(segments: Sequence[Segment], repeat: bool) -> Iterator[tuple[float, ...]]:
@@ -211,7 +239,7 @@ def _rotation(yaw: float, pitch: float) -> np.ndarray:
     return turned @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
 
 
-def _step_of(held: str, fps: float) -> tuple[float, float, float, float, float]:
+def step_of(held: str, fps: float) -> tuple[float, float, float, float, float]:
     """Motion per frame of keys held together; opposite ones cancel."""
     step = [0.0] * 5
     for key in held:

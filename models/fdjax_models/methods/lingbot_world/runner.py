@@ -5,12 +5,16 @@ import pathlib
 import re
 from typing import Any
 
+import numpy as np
+
 from fdjax import checkpoint
 from fdjax.run.controls import Controls, End
 from fdjax.run.inputs import LazySequence, RunnerInputs
+from fdjax.run.steering import Steering
 from fdjax_models.methods.lingbot_world import paths, plot, trajectory
 from fdjax_models.methods.wan21 import tiny
 from fdjax_models.methods.wan21.base_runner import WanRunner, WanStartRunnerConfig
+from fdjax_models.networks.camera.encoder import CameraInput
 from fdjax_models.networks.camera.poses import frames_of
 
 # Owner and name of a published repository, in an address or a cache's folder; another
@@ -75,6 +79,32 @@ class LingBotRunner(WanRunner):
             label=label,
             pictures={"camera": plot.draw(camera.poses, self.config.fps)},
         )
+
+    def steering(self, inputs: RunnerInputs) -> Steering:
+        """The camera walks and turns while keys are held, or follows a path.
+
+        It follows `poses` and `camera`, where one of them is given.
+        """
+        config = self.config
+        if str(config.poses) or config.camera or not inputs.controls:
+            return super().steering(inputs)
+        first = inputs.controls[0]
+
+        def control(state: Any, keys: str) -> tuple[Any, CameraInput]:
+            index, place = state
+            step, poses = paths.step_of(keys, config.fps), []
+            for frame in range(
+                self.frames_before(index), self.frames_before(index + 1)
+            ):
+                place = place.moved(step) if frame else place
+                poses.append(place.pose)
+            # The lens of the first frame is that of all.  [1, F, 4]
+            lens = np.tile(first.intrinsics[:, :1], (1, len(poses), 1))
+            moved = np.stack(poses)[None].astype(np.float32)
+            given = dataclasses.replace(first, poses=moved, intrinsics=lens)
+            return (index + 1, place), given
+
+        return Steering(actions=paths.KEYS, control=control, start=(0, paths.Place()))
 
     def _check_origin(self) -> None:
         """Refuses weights that were converted from those of another version."""
