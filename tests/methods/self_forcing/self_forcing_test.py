@@ -136,13 +136,17 @@ def _contract_case(slug, transformer):
     )
 
 
+# The network's own tests have the check that takes long.
+CHECKS = [check for check in testing.CHECKS if check.__name__ != "check_without_jit"]
+
+
 # Of relative time, a sink and guidance, those of the Wan transformer's tests hold.
-@pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_contract(check):
     check(_contract_case(BASE, {"window_size_t": 6}))
 
 
-@pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_contract_of_a_cache_in_8_bits(check):
     changes = {"window_size_t": 6, "kv_dtype": "float8_e4m3fn"}
     check(_contract_case(BASE, changes))
