@@ -1,5 +1,7 @@
 """Programs compiled ahead are those that the calls need: nothing is compiled twice."""
 
+import threading
+
 import jax
 import pytest
 
@@ -11,11 +13,14 @@ RUNNER = fdjax.runner_configs()["maze-world"].tiny().setup()
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """Programs that were compiled since, counted."""
+    """Programs that this thread compiled since; other tests leave threads behind."""
     times = []
     jax.monitoring.register_event_duration_secs_listener(
         listener := lambda name, _, **__: (
-            times.append(name) if name.endswith("backend_compile_duration") else None
+            times.append(name)
+            if name.endswith("backend_compile_duration")
+            and threading.current_thread() is threading.main_thread()
+            else None
         )
     )
     yield times
