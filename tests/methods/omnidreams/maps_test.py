@@ -93,6 +93,9 @@ def test_first_frames_are_fitted(tmp_path, caplog):
     assert (found[0, 0, 0] == -1).all()  # a bar
     maps.first_frames([path], (32, 32), "stretch")
     assert "its proportions change by 50%" in caplog.text
+    assert maps.first_frames([path], SIZE, None).shape[2:4] == SIZE
+    with pytest.raises(ValueError, match=r"frame\.png must have the proportions of 32"):
+        maps.first_frames([path], (32, 32), None)
 
 
 def test_drawn_chunks_are_those_of_one_drive():

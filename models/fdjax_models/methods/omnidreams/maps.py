@@ -19,6 +19,7 @@ from fdjax_models.methods.omnidreams.road.world import World, start
 from fdjax_models.networks.hdmap.video import num_frames
 
 _SAME_RATE = 0.005  # relative; 29.97 is 30
+_STRETCH = 0.02  # of proportions, from rounding to a network's patches
 _log = logging.getLogger(__name__)
 
 
@@ -216,21 +217,34 @@ def _video(
 
 
 def first_frames(
-    paths: Sequence[str | pathlib.Path], size: tuple[int, int], fit: Fit
+    paths: Sequence[str | pathlib.Path], size: tuple[int, int], fit: Fit | None
 ) -> np.ndarray:
     """First frames of the views, float32[1, V, H, W, 3] in [-1, 1].
 
     Args:
         paths: Images or videos, one per view.
         size: Height and width of the run.
-        fit: What is done with pictures of other proportions.
+        fit: What is done with pictures of other proportions; None: they are refused.
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: A file is no picture.
+        ValueError: A file is no picture, or of other proportions than the run.
     """
-    pictures = [read_start_pixels(path, size, fit=fit) for path in paths]
+    if fit is None:
+        for path in paths:
+            _check_proportions(path, size)
+    pictures = [read_start_pixels(path, size, fit=fit or "stretch") for path in paths]
     return np.stack([_in_range(picture) for picture in pictures])[None]
+
+
+def _check_proportions(path: str | pathlib.Path, size: tuple[int, int]) -> None:
+    height, width = media.read_first_frame(path).shape[:2]
+    if abs(math.log((size[0] * width) / (size[1] * height))) > _STRETCH:
+        raise ValueError(
+            f"The first frame {path} must have the proportions of {size[0]} x "
+            f"{size[1]} pixels (height x width) as the HD map, it is {height} x "
+            f"{width}; set fit to crop, pad or stretch."
+        )
 
 
 def stand_in(hdmap: np.ndarray) -> np.ndarray:

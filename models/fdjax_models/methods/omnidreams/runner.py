@@ -195,9 +195,9 @@ class OmniDreamsRunnerConfig(RunnerConfig):
     """First frames, one per camera: images, videos or URLs. A drive through the made-up
     world has a painted one for whoever gives none."""
 
-    fit: Literal["stretch", "crop", "pad"] = "stretch"
-    """First frames of other proportions: "stretch" changes them, "crop" cuts their
-    middle out, "pad" puts black bars beside them."""
+    fit: Literal["stretch", "crop", "pad"] | None = None
+    """First frames of other proportions than the map: "stretch" changes them, "crop"
+    cuts their middle out, "pad" puts black bars beside them; None refuses them."""
 
     controls: str | pathlib.Path = ""
     """Drive through a made-up world by keys, and for how many frames: "w*60 wa*20":
