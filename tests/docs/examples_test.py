@@ -67,6 +67,7 @@ def test_fork_and_undo(run, tmp_path):
     assert iio.imread(tmp_path / "outputs/fork_and_undo.png").shape == (288, 480, 3)
 
 
+@pytest.mark.slow
 def test_gradients_find_the_turn(run):
     printed = run("gradients.py")
     slopes = [float(each) for each in re.findall(r"slope ([+-][\d.]+)", printed)]

@@ -19,7 +19,7 @@ from tests import processes, tiny_runner
 from tests.convert import servers
 from tests.robustness import kill_points
 
-pytestmark = pytest.mark.usefixtures("default_signals")
+pytestmark = [pytest.mark.usefixtures("default_signals"), pytest.mark.slow]
 
 ROOT = pathlib.Path(tiny_runner.__file__).parents[1]
 QUICK = {

@@ -172,7 +172,8 @@ def test_image_to_video_begins_with_the_image(tmp_path, chunks):
 
 # Contracts: of the text-to-video methods, those of Self-Forcing hold. The VAE's encoder
 # takes a minute without jit; tests/networks/camera/encoder_test.py has it.
-CHECKS = [check for check in testing.CHECKS if check.__name__ != "check_without_jit"]
+LONG = ("check_without_jit", "check_sessions", "check_rollout")
+CHECKS = [check for check in testing.CHECKS if check.__name__ not in LONG]
 
 
 def _conditions(seed):

@@ -87,6 +87,7 @@ def base(distiller, params):
     return train(params)
 
 
+@pytest.mark.slow
 def test_two_steps_become_sharp(distiller, base):
     """The mean of both signs is grey; distilled, each chunk is one or the other."""
     optimizer = optax.adam(2e-3)

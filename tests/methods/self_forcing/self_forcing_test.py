@@ -137,7 +137,8 @@ def _contract_case(slug, transformer):
 
 
 # The network's own tests have the check that takes long.
-CHECKS = [check for check in testing.CHECKS if check.__name__ != "check_without_jit"]
+LONG = ("check_without_jit", "check_sessions", "check_rollout")
+CHECKS = [check for check in testing.CHECKS if check.__name__ not in LONG]
 
 
 # Of relative time, a sink and guidance, those of the Wan transformer's tests hold.
