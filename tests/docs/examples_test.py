@@ -132,6 +132,7 @@ def test_the_notebook_runs(notebook, monkeypatch, tmp_path):
     client.execute()
 
 
+@pytest.mark.slow  # docs/sessions.md does the same among the snippets
 def test_many_sessions(run, tmp_path):
     printed = run("many_sessions.py")
     assert "chunks made: [5, 4, 3]" in printed
