@@ -487,12 +487,11 @@ class Session:
             place.close()
 
     def _active(self, caller: str) -> Place:
-        if self._state is not SessionState.ACTIVE or self._place is None:
-            raise ValueError(
-                f"{caller} needs an active session, this one is {self._state.value}; "
-                f"{self._state.cure}."
-            )
-        return self._place
+        state = self._state
+        if state is SessionState.ACTIVE and self._place is not None:
+            return self._place
+        what = f"this one is {state.value}; {state.cure}"
+        raise ValueError(f"{caller} needs an active session, {what}.")
 
     def _check_survived(self) -> None:
         """After an error: whether a cache is left to go on from."""

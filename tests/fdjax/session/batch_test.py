@@ -7,28 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fdjax.config import derive_config
 from fdjax.contract.conditioner import Conditions
 from fdjax.session.batch import SessionBatch
 from fdjax.session.handle import Session, SessionState
 from fdjax.testing import count_compilations
-from fdjax_models.methods.template.config import AUTOREGRESSIVE
+from tests.fdjax.session.small import PARAMS, PIPELINE
 
-# Three chunks fill the window; a sink makes chunks wrap.
-PIPELINE = derive_config(
-    AUTOREGRESSIVE,
-    encoder={"dtype": "float32"},
-    decoder={"dtype": "float32"},
-    diffusion_model={
-        "transformer": {
-            "dtype": "float32",
-            "model_dim": 32,
-            "num_heads": 2,
-            "sink_size_t": 2,
-        }
-    },
-).setup()
-PARAMS = PIPELINE.init_params(jax.random.key(7))
 CAPACITY = 4
 CONTROL = np.zeros((1, 2, 6, 4, 8), np.float32)
 ATOL = 2e-5  # of videos in [-1, 1]: sums over at most a thousand float32

@@ -74,22 +74,8 @@ class CosmosRunnerConfig(WanRunnerConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CosmosImageRunnerConfig(WanStartRunnerConfig):
+class CosmosImageRunnerConfig(CosmosRunnerConfig, WanStartRunnerConfig):
     """Config of an image-to-video run."""
-
-    total_blocks: int = 1
-    """Chunks to make: one."""
-
-    pixel_height: int = 720
-    """Rows of the video."""
-
-    pixel_width: int = 1280
-    """Columns of the video."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_one_chunk(self)
-        check_prompts(self.pipeline)
 
     def tiny(self) -> RunnerConfig:
         """As that of text to video, with an image for whoever has none."""
